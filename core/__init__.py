@@ -1,0 +1,1 @@
+"""Unlearning numerics on torch: no I/O but safetensors, no clock, no environment."""

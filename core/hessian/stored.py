@@ -1,0 +1,24 @@
+"""Method `stored`: the retain Hessian itself, from downdated statistics (METHOD §4)."""
+
+from core.hessian._estimate import HessianEstimate
+from core.problem import Ridge
+from core.results import SolverReport
+from core.statistics import StoredStatistics
+
+
+def stored(remaining: StoredStatistics, ridge: Ridge) -> HessianEstimate:
+    """Return H_r = G − X_fᵀX_f + shift(n_r)·I.
+
+    Args:
+        remaining: Statistics of the retain set, that is, after the downdate.
+        ridge: The L2 term.
+
+    Returns:
+        The retain Hessian; it differs from the exact one by at most `round_off` of the statistics.
+    """
+    report = SolverReport(
+        name="stored-statistics",
+        status="direct",
+        figures={"statistics_round_off": remaining.round_off},
+    )
+    return HessianEstimate(remaining.hessian(ridge), report)

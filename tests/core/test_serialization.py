@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from core.errors import InvalidOptionError, InvalidTensorError
+from core.problem import SampleSet
+from core.serialization import (
+    dump_samples,
+    dump_statistics,
+    dump_weights,
+    load_samples,
+    load_statistics,
+    load_weights,
+)
+from tests.reference.problems import make
+
+PROBLEM = make(0, 12, 3, 2, 4)
+
+
+def test_weights_survive_to_the_last_bit_and_other_tools_read_them():
+    weights = PROBLEM.model.weights
+    content = dump_weights(weights)
+    assert torch.equal(load_weights(content), weights)
+    assert np.array_equal(safetensors.numpy.load(content)["weight"], weights.numpy())
+
+
+def test_the_same_numbers_give_the_same_bytes_whatever_their_layout():
+    weights = PROBLEM.model.weights
+    column_major = weights.T.contiguous().T
+    assert dump_weights(column_major) == dump_weights(weights)
+
+
+def test_statistics_survive_with_their_round_off():
+    statistics = PROBLEM.statistics.downdate(PROBLEM.forget)
+    loaded = load_statistics(dump_statistics(statistics))
+    assert torch.equal(loaded.cross, statistics.cross)
+    assert loaded.n_samples == 8
+    assert loaded.round_off >= statistics.round_off
+    assert dump_statistics(load_statistics(dump_statistics(loaded))) == dump_statistics(loaded)
+
+
+def test_statistics_without_round_off_are_taken_at_their_worst_case():
+    arrays = safetensors.numpy.load(dump_statistics(PROBLEM.statistics))
+    del arrays["round_off"]
+    loaded = load_statistics(safetensors.numpy.save(arrays))
+    assert loaded.round_off > PROBLEM.statistics.round_off
+
+
+def test_samples_survive():
+    loaded = load_samples(dump_samples(PROBLEM.forget), num_outputs=2)
+    assert torch.equal(loaded.features, PROBLEM.forget.features)
+    assert torch.equal(loaded.targets, PROBLEM.forget.targets)
+
+
+def test_labels_become_one_hot_rows_and_float32_becomes_float64():
+    arrays = {"x": np.ones((3, 2), np.float32), "y": np.array([2, 0, 1])}
+    loaded = load_samples(safetensors.numpy.save(arrays), num_outputs=3)
+    assert loaded.features.dtype == torch.float64
+    assert torch.equal(loaded.targets, torch.eye(3, dtype=torch.float64)[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\x80\x04K\x01."])
+def test_anything_but_safetensors_is_refused(content):
+    with pytest.raises(InvalidTensorError, match="not a safetensors file"):
+        load_weights(content)
+
+
+X = np.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": X}, r"expected keys \['x', 'y'\], got \['x'\]"),
+        ({"x": X, "y": np.ones((2, 2)), "z": X}, "expected keys"),
+        ({"x": X, "y": np.array([0, 2])}, "labels in 0 … 1, got 2"),
+        ({"x": X, "y": np.array([0, -1])}, "labels in 0 … 1, got -1"),
+        ({"x": X, "y": np.array([[0], [1]])}, r"labels of shape \(n,\)"),
+        ({"x": X, "y": np.ones((2, 3))}, r"y: expected shape \(any, 2\), got \(2, 3\)"),
+        ({"x": X, "y": np.ones((3, 2))}, r"targets: expected shape \(2, any\)"),
+        ({"x": X.astype(np.float16), "y": np.ones((2, 2))}, "x: expected float64 or float32"),
+        ({"x": X, "y": np.ones((2, 2), np.int32)}, "y: expected float64 or float32"),
+        ({"x": X * np.nan, "y": np.ones((2, 2))}, "features: contains NaN"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused_by_name(arrays, message):
+    with pytest.raises(InvalidTensorError, match=message):
+        load_samples(safetensors.numpy.save(arrays), num_outputs=2)
+
+
+def test_weights_of_another_type_are_refused():
+    content = safetensors.numpy.save({"weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(InvalidTensorError, match="weight: expected float64"):
+        load_weights(content)
+    with pytest.raises(InvalidTensorError, match="weight: expected float64"):
+        dump_weights(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("count", [np.array([3.0]), np.array(3), np.array([3, 3])])
+def test_a_count_that_is_no_count_is_refused(count):
+    arrays = safetensors.numpy.load(dump_statistics(PROBLEM.statistics)) | {"n_samples": count}
+    with pytest.raises(InvalidTensorError, match=r"n_samples: expected torch\.int64"):
+        load_statistics(safetensors.numpy.save(arrays))
+
+
+def test_a_negative_round_off_is_refused():
+    arrays = safetensors.numpy.load(dump_statistics(PROBLEM.statistics))
+    with pytest.raises(InvalidOptionError, match="round_off"):
+        load_statistics(safetensors.numpy.save(arrays | {"round_off": np.array([-1.0])}))
+
+
+def test_dumping_changes_nothing():
+    forget = PROBLEM.forget
+    copy = SampleSet(forget.features.clone(), forget.targets.clone())
+    dump_samples(forget)
+    assert torch.equal(forget.features, copy.features)
