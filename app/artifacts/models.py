@@ -1,0 +1,33 @@
+"""Table of encrypted blobs. Destroying `wrapped_key` destroys the content (crypto-shredding)."""
+
+import datetime
+import enum
+
+from sqlalchemy.orm import Mapped
+
+from app.db import Base, CreatedAt, Id
+
+
+class ArtifactKind(enum.StrEnum):
+    """What a blob holds; bound to its ciphertext as associated data."""
+
+    WEIGHTS = "weights"
+    STATISTICS = "statistics"
+    HOLDOUT = "holdout"
+    FORGET_SAMPLES = "forget_samples"
+
+
+class Artifact(Base):
+    """One encrypted blob in the artifact store."""
+
+    __tablename__ = "artifact"
+
+    id: Mapped[Id]
+    kind: Mapped[str]
+    location: Mapped[str]
+    size_bytes: Mapped[int]
+    # Of the ciphertext: a plain hash of a small record could be guessed.
+    ciphertext_sha256: Mapped[str]
+    wrapped_key: Mapped[bytes | None]
+    created_at: Mapped[CreatedAt]
+    shredded_at: Mapped[datetime.datetime | None]

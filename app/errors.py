@@ -1,0 +1,100 @@
+"""Errors of the application: each names the field, the value and the remedy.
+
+`http/problems.py` gives every one its HTTP status.
+"""
+
+
+class AppError(Exception):
+    """Base of the application's errors, never raised itself.
+
+    Attributes:
+        detail: What is wrong, with the value that was found.
+        field: The input it is about, as the client wrote it (`statistics.gram`), if any.
+        remedy: What the reader can do about it.
+    """
+
+    def __init__(self, detail: str, *, remedy: str, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+        self.field = field
+
+
+class InvalidInputError(AppError):
+    """A field of the request is malformed or contradicts the model's manifest."""
+
+
+class PayloadTooLargeError(AppError):
+    """The body is larger than `MAX_BODY_BYTES`."""
+
+
+class UnsupportedMediaTypeError(AppError):
+    """The body is neither JSON nor multipart."""
+
+
+class AuthenticationError(AppError):
+    """No API key was sent, or it is unknown, expired or revoked."""
+
+
+class MissingScopeError(AppError):
+    """The API key lacks the scope that this route needs."""
+
+
+class ModelNotFoundError(AppError):
+    """No such model."""
+
+
+class RevisionNotFoundError(AppError):
+    """The model has no such revision."""
+
+
+class WeightsPurgedError(AppError):
+    """The revision was superseded and its weights were shredded."""
+
+
+class ModelNotActiveError(AppError):
+    """The model takes no deletions: it is retired or has to be retrained."""
+
+
+class RequestNotFoundError(AppError):
+    """No such unlearning request."""
+
+
+class RequestNotCancellableError(AppError):
+    """The unlearning request is running or has already ended."""
+
+
+class RecordNotFoundError(AppError):
+    """The unlearning request has no signed record (yet)."""
+
+
+class NoCertificateError(AppError):
+    """The unlearning request ended in something that no certificate is issued for."""
+
+
+class AuditEntryNotFoundError(AppError):
+    """The audit log has no such entry."""
+
+
+class IdempotencyMismatchError(AppError):
+    """The Idempotency-Key was used before with another body."""
+
+
+class IdempotencyInProgressError(AppError):
+    """A request with the same Idempotency-Key is being answered right now."""
+
+
+class ConcurrentUpdateError(AppError):
+    """The model got another revision in the meantime."""
+
+
+class LeaseLostError(AppError):
+    """The worker's lease ran out and its job was given to another: nothing it writes may count."""
+
+
+class ArtifactShreddedError(AppError):
+    """The artifact's key was destroyed: its content is gone."""
+
+
+class ArtifactCorruptError(AppError):
+    """The artifact's bytes are not those that were stored."""

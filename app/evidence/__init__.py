@@ -1,0 +1,1 @@
+"""Audit log, signed records and their offline verification."""

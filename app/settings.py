@@ -1,0 +1,56 @@
+"""Every setting of the service, read from the environment or `.env`; names as in `.env.example`."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One typed place for what an operator may choose."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    database_url: str = Field(description="postgresql+psycopg://user:password@host/database")
+    redis_url: str = Field(description="redis://host:6379/0, or unix:///path/to/socket")
+    artifacts_url: str = Field(
+        description="fsspec location of encrypted artifacts, e.g. file:///data"
+    )
+    master_key_file: Path = Field(description="32 random bytes, base64: wraps every artifact's key")
+    signing_key_file: Path = Field(
+        description="Ed25519 private key, PEM: signs records, checkpoints"
+    )
+
+    log_origin: str = Field(
+        "lethe.local/audit", description="Name of this audit log on checkpoints"
+    )
+    max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
+    max_features: PositiveInt = Field(8192, description="Largest d that a manifest may declare")
+    max_outputs: PositiveInt = Field(4096, description="Largest C that a manifest may declare")
+    lease_seconds: PositiveFloat = Field(
+        30.0, description="A worker silent for so long is replaced"
+    )
+    sweep_seconds: PositiveFloat = Field(
+        5.0, description="How often forgotten doorbells ring again"
+    )
+    max_attempts: PositiveInt = Field(
+        3, description="A request that broke so many workers has failed"
+    )
+    keep_superseded_weights: bool = Field(
+        default=False, description="Keep old weights; whoever holds both can reconstruct a record"
+    )
+    gate_threshold: PositiveFloat = Field(
+        1.0, le=1.0, description="Estimated deletions are refused from this residual estimate on"
+    )
+    gate_splits: PositiveInt = Field(8, description="Random half-splits that the gate averages")
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """Return the process's settings, read once.
+
+    Raises:
+        pydantic.ValidationError: A setting is missing or malformed; the message names it.
+    """
+    return Settings()  # Values come from the environment.
