@@ -1,0 +1,1 @@
+"""What HTTP needs beside the business: problems, health, idempotency, body limits, paging."""

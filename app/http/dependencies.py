@@ -1,0 +1,151 @@
+"""What routes ask for by name: settings, the request's own transaction, the caller."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from app import auth
+from app.artifacts.keys import MasterKey
+from app.artifacts.store import ArtifactStore
+from app.auth import Caller, Scope
+from app.db import make_engine, make_sessions
+from app.errors import AuthenticationError
+from app.evidence.signing import Signer
+from app.jobs import JobQueue
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that lives as long as the process."""
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    keys: MasterKey
+    store: ArtifactStore
+    signer: Signer
+    queue: JobQueue
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Load keys and prepare connections; nothing is connected before it is used."""
+        keys = MasterKey.load(settings.master_key_file)
+        engine = make_engine(settings.database_url)
+        return cls(
+            settings=settings,
+            engine=engine,
+            sessions=make_sessions(engine),
+            keys=keys,
+            store=ArtifactStore(settings.artifacts_url, keys),
+            signer=Signer.load(settings.signing_key_file),
+            queue=JobQueue(settings.redis_url),
+        )
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.queue.close()
+        self.engine.dispose()
+
+
+def get_services(request: Request) -> Services:
+    """Return the process's services."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_session(services: ServicesDep) -> Iterator[Session]:
+    """Give a route one transaction: committed when it returns, rolled back when it raises."""
+    with services.sessions.begin() as session:
+        yield session
+
+
+def get_request_settings(services: ServicesDep) -> Settings:
+    """Return the settings that the process started with."""
+    return services.settings
+
+
+def get_store(services: ServicesDep) -> ArtifactStore:
+    """Return the artifact store."""
+    return services.store
+
+
+def get_keys(services: ServicesDep) -> MasterKey:
+    """Return the master key."""
+    return services.keys
+
+
+def get_signer(services: ServicesDep) -> Signer:
+    """Return the signer of records and checkpoints."""
+    return services.signer
+
+
+def get_queue(services: ServicesDep) -> JobQueue:
+    """Return the doorbell of the workers."""
+    return services.queue
+
+
+# scope="function": the commit happens before the answer leaves, so a failed one answers 500.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SettingsDep = Annotated[Settings, Depends(get_request_settings)]
+StoreDep = Annotated[ArtifactStore, Depends(get_store)]
+KeysDep = Annotated[MasterKey, Depends(get_keys)]
+SignerDep = Annotated[Signer, Depends(get_signer)]
+QueueDep = Annotated[JobQueue, Depends(get_queue)]
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="`lethe_<id>_<secret>`, made by `lethe keys`",
+)
+
+
+def get_caller(
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    """Return who calls.
+
+    Raises:
+        AuthenticationError: No key, or none that is valid.
+    """
+    if credentials is None:
+        raise AuthenticationError(
+            "no API key was sent",
+            field="Authorization",
+            remedy="Send `Authorization: Bearer lethe_<id>_<secret>`;"
+            " `lethe keys create` makes one.",
+        )
+    # A session of its own: the route's must not stay open while a slow body is read.
+    with services.sessions() as session:
+        return auth.authenticate(session, credentials.credentials)
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+class Requires:
+    """Dependency that lets only callers with one scope (or `admin`) pass."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    def __call__(self, caller: CallerDep) -> Caller:
+        """Return the caller, who has the scope."""
+        caller.require(self.scope)
+        return caller
+
+
+# Parameters of these types come first in a route: who may not ask uploads nothing.
+ModelWriter = Annotated[Caller, Depends(Requires(Scope.MODELS_WRITE))]
+UnlearningWriter = Annotated[Caller, Depends(Requires(Scope.UNLEARNING_WRITE))]
+Reader = Annotated[Caller, Depends(Requires(Scope.READ))]
+AuditReader = Annotated[Caller, Depends(Requires(Scope.AUDIT_READ))]

@@ -1,0 +1,95 @@
+"""What surrounds every request: its id and log line, and the limit on its body."""
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import PayloadTooLargeError
+from app.http import problems
+
+REQUEST_ID = "X-Request-ID"
+_HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+logger = structlog.get_logger(__name__)
+
+
+class RequestContext:
+    """Gives each request an id, writes its log line, and answers what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(REQUEST_ID, "")
+        # A client's own id goes into the log only if it cannot break a line.
+        request_id = sent if _HARMLESS.fullmatch(sent) else uuid.uuid4().hex
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:
+                logger.exception("request.failed")
+                if status:
+                    raise  # Half an answer has left; the server has to cut the connection.
+                await problems.internal_error()(scope, receive, send_with_id)
+            logger.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                milliseconds=round(1000 * (time.perf_counter() - started), 1),
+            )
+
+
+class BodyLimit:
+    """Answers 413 to bodies over the limit: by their declared length, else while they stream in."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            await problems.respond_to(self._too_large(declared))(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise self._too_large(f"more than {self.max_bytes}")
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    def _too_large(self, found: str) -> PayloadTooLargeError:
+        return PayloadTooLargeError(
+            f"body: {found} bytes, at most {self.max_bytes} are taken",
+            field="body",
+            remedy="Send float32 safetensors instead of JSON, or fewer samples a request;"
+            " operators raise MAX_BODY_BYTES.",
+        )

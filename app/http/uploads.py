@@ -1,0 +1,151 @@
+"""Bodies of requests: JSON, or multipart with safetensors files, both read into memory only."""
+
+import hashlib
+import hmac
+from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import InvalidInputError, UnsupportedMediaTypeError
+from app.evidence._strict_json import read_object
+from app.http import problems
+
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+MAX_PARTS = 8
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class _InMemoryParser(MultiPartParser):
+    """Starlette's parser without its temporary files: forget samples never reach a disk in clear.
+
+    `BodyLimit` bounds the body, and with it what is held here.
+    """
+
+    spool_max_size = 0  # SpooledTemporaryFile's word for "never roll over"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The body of one request.
+
+    Attributes:
+        parts: Contents of a multipart body by name; a JSON body is the one part "".
+    """
+
+    parts: Mapping[str, bytes]
+
+    @property
+    def is_json(self) -> bool:
+        """Tell whether the body was plain JSON."""
+        return "" in self.parts
+
+    def take(
+        self, required: AbstractSet[str], optional: AbstractSet[str] = frozenset()
+    ) -> dict[str, bytes | None]:
+        """Return the parts by name, None for an optional one that was not sent.
+
+        Raises:
+            InvalidInputError: A part is missing, or not one of these.
+        """
+        for name in sorted(required - self.parts.keys()):
+            raise InvalidInputError(
+                f"{name}: this part of the multipart body is missing",
+                field=name,
+                remedy=f"Send the parts {sorted(required)}"
+                + (f", optionally {sorted(optional)}." if optional else "."),
+            )
+        for name in sorted(self.parts.keys() - required - optional):
+            raise InvalidInputError(
+                f"{name!r}: unknown part of the multipart body",
+                field=name,
+                remedy=f"Send no other parts than {sorted(required | optional)}.",
+            )
+        return {name: self.parts.get(name) for name in required | optional}
+
+    def fingerprint(self, key: bytes, route: str) -> bytes:
+        """Return a keyed digest that is equal for equal requests, whatever boundary was drawn.
+
+        Keyed, because a body may hold a single guessable record.
+        """
+        digest = hmac.new(key, route.encode(), hashlib.sha256)
+        for name, content in sorted(self.parts.items()):
+            digest.update(hashlib.sha256(name.encode()).digest())
+            digest.update(hashlib.sha256(content).digest())
+        return digest.digest()
+
+
+async def read_upload(request: Request) -> Upload:
+    """Read a body.
+
+    Raises:
+        UnsupportedMediaTypeError: It is neither JSON nor multipart.
+        InvalidInputError: It is no valid multipart.
+        PayloadTooLargeError: It is over the limit.
+    """
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type == JSON:
+        return Upload({"": await request.body()})
+    if media_type == MULTIPART:
+        return Upload(await _read_parts(request))
+    raise UnsupportedMediaTypeError(
+        f"Content-Type: expected {JSON} or {MULTIPART}, got {media_type or 'none'!r}",
+        field="Content-Type",
+        remedy="Send JSON, or a multipart form with safetensors files.",
+    )
+
+
+UploadDep = Annotated[Upload, Depends(read_upload)]
+
+
+async def _read_parts(request: Request) -> dict[str, bytes]:
+    stream: AsyncGenerator[bytes, None] = request.stream()
+    parser = _InMemoryParser(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidInputError(
+            f"body: not a valid multipart form: {error.message}",
+            field="body",
+            remedy="Let an HTTP library build the form.",
+        ) from error
+    try:
+        parts: dict[str, bytes] = {}
+        for name, value in form.multi_items():
+            if not name or name in parts:
+                raise InvalidInputError(
+                    f"{name!r}: every part needs a name of its own",
+                    field=name or "body",
+                    remedy="Send each part once.",
+                )
+            parts[name] = await value.read() if isinstance(value, UploadFile) else value.encode()
+        return parts
+    finally:
+        await form.close()
+
+
+def parse_json(content: bytes, schema: type[Schema], *, field: str = "") -> Schema:
+    """Parse and validate JSON.
+
+    Raises:
+        InvalidInputError: It is no JSON object, has NaN or a key twice, or is not of `schema`.
+    """
+    try:
+        value = read_object(content)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{field or 'body'}: not a valid JSON object: {error}",
+            field=field or "body",
+            remedy="Send an object as in RFC 8259: UTF-8, finite numbers, each key once.",
+        ) from error
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise problems.invalid_input(error.errors(include_url=False), prefix=field) from error

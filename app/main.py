@@ -1,0 +1,93 @@
+"""The HTTP application: `uvicorn app.main:create_app --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from app.evidence.routes import router as evidence_router
+from app.http import health, problems
+from app.http.dependencies import Services
+from app.http.middleware import BodyLimit, RequestContext
+from app.logging import configure_logging
+from app.registry.routes import router as registry_router
+from app.registry.schemas import Manifest
+from app.settings import Settings, get_settings
+from app.unlearning.routes import router as unlearning_router
+from app.unlearning.schemas import UnlearningIn, UnlearningWithSamplesIn
+
+DESCRIPTION = (
+    "Removes samples' influence from registered models without the training data, and signs what it"
+    " did. Evidence says what was done; it never says that a model contains nothing."
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application, by default with the environment's settings and JSON logs.
+
+    Raises:
+        pydantic.ValidationError: A setting is missing or malformed.
+        MasterKeyError: The master key file is.
+        SigningKeyError: The signing key file is.
+    """
+    if settings is None:
+        configure_logging()
+        settings = get_settings()
+    app = assemble()
+    app.state.services = Services.from_settings(settings)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)  # the outermost: 413 and 500 get an id, too
+    return app
+
+
+def assemble() -> FastAPI:
+    """Return the application's routes, without anything that a configuration decides."""
+    app = FastAPI(
+        title="Lethe", version=version("lethe"), description=DESCRIPTION, lifespan=_lifespan
+    )
+    problems.install(app)
+    for router in (registry_router, unlearning_router, evidence_router, health.router):
+        app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.services.close()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the schema with what FastAPI cannot see: parsed bodies, and problems' media type."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, bodies = models_json_schema(
+            [(model, "validation") for model in (Manifest, UnlearningIn, UnlearningWithSamplesIn)],
+            ref_template="#/components/schemas/{model}",
+        )
+        schema["components"]["schemas"].update(bodies["$defs"])
+        for path in schema["paths"].values():
+            for operation in path.values():
+                _name_problems(operation["responses"])
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _name_problems(responses: dict[str, Any]) -> None:
+    for response in responses.values():
+        content = response.get("content", {})
+        is_problem = (
+            content.get("application/json", {})
+            .get("schema", {})
+            .get("$ref", "")
+            .endswith("/Problem")
+        )
+        if is_problem:
+            content[problems.MEDIA_TYPE] = content.pop("application/json")

@@ -1,0 +1,1 @@
+"""Unlearning requests and the queue that they form."""

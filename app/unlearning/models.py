@@ -1,0 +1,97 @@
+"""Tables of unlearning requests, the jobs that run them, and what was forgotten."""
+
+import datetime
+import enum
+import uuid
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, CreatedAt, Id
+
+
+class RequestState(enum.StrEnum):
+    """The life of an unlearning request (DESIGN): queued -> running -> one of the final states."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    REFUSED = "refused"  # a gate failed; weights unchanged
+    FAILED = "failed"  # something broke; weights unchanged
+    CANCELLED = "cancelled"
+
+
+FINAL_STATES = frozenset(
+    {RequestState.COMPLETED, RequestState.REFUSED, RequestState.FAILED, RequestState.CANCELLED}
+)
+
+
+class UnlearningRequest(Base):
+    """A request to forget samples. This table is the queue; Celery's message is only a doorbell."""
+
+    __tablename__ = "unlearning_request"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('queued', 'running', 'completed', 'refused', 'failed', 'cancelled')",
+            name="state",
+        ),
+        Index("ix_unlearning_request_queue", "arrival", postgresql_where=text("state = 'queued'")),
+        Index("ix_unlearning_request_model_id_arrival", "model_id", "arrival"),
+    )
+
+    id: Mapped[Id]
+    # Order of arrival within a model; ids from several API hosts may tie.
+    arrival: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"))
+    state: Mapped[str] = mapped_column(default=RequestState.QUEUED)
+    method: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    subject_reference: Mapped[str | None]
+    sample_count: Mapped[int]
+    # HMAC under a key of this request alone, which is shredded with the samples.
+    sample_commitment: Mapped[str]
+    wrapped_commitment_key: Mapped[bytes | None]
+    samples_artifact_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("artifact.id"))
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("unlearning_job.id"))
+    attempts: Mapped[int] = mapped_column(default=0)
+    progress: Mapped[dict[str, Any] | None]  # {"stage": str, "fraction": 0..1}
+    result: Mapped[dict[str, Any] | None]  # figures of a completed request
+    refusal: Mapped[dict[str, Any] | None]  # cause, detail, remedy, gates
+    failure: Mapped[dict[str, Any] | None]  # cause, detail
+    resulting_revision: Mapped[int | None]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[datetime.datetime | None]
+    finished_at: Mapped[datetime.datetime | None]
+
+
+class UnlearningJob(Base):
+    """One worker's lease on a model. Its id is the fencing token that every write checks."""
+
+    __tablename__ = "unlearning_job"
+    __table_args__ = (
+        Index(
+            "uq_unlearning_job_one_running_a_model",
+            "model_id",
+            unique=True,
+            postgresql_where=text("finished_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[Id]
+    model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"))
+    worker: Mapped[str]
+    lease_expires_at: Mapped[datetime.datetime]
+    created_at: Mapped[CreatedAt]
+    finished_at: Mapped[datetime.datetime | None]
+    outcome: Mapped[str | None]  # final state of its request, or "lost"
+
+
+class ForgottenSample(Base):
+    """Keyed digest of a sample that a model has forgotten: a second deletion is refused."""
+
+    __tablename__ = "forgotten_sample"
+
+    model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    request_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("unlearning_request.id"))

@@ -1,0 +1,186 @@
+"""HTTP of unlearning requests: ask, list, read, cancel."""
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from app.errors import (
+    IdempotencyInProgressError,
+    IdempotencyMismatchError,
+    ModelNotActiveError,
+    ModelNotFoundError,
+    PayloadTooLargeError,
+    RequestNotCancellableError,
+    RequestNotFoundError,
+    UnsupportedMediaTypeError,
+)
+from app.http.dependencies import (
+    KeysDep,
+    QueueDep,
+    Reader,
+    SessionDep,
+    SettingsDep,
+    StoreDep,
+    UnlearningWriter,
+)
+from app.http.idempotency import EmptyIdempotencyDep, IdempotencyDep
+from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
+from app.http.problems import responses
+from app.http.uploads import JSON, MULTIPART, Upload, UploadDep, parse_json
+from app.registry.schemas import Manifest
+from app.unlearning import repository, samples, service
+from app.unlearning.models import RequestState, UnlearningRequest
+from app.unlearning.samples import Samples
+from app.unlearning.schemas import UnlearningIn, UnlearningOut, UnlearningWithSamplesIn
+
+router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])
+
+RETRY_SECONDS = 1  # an exact deletion takes milliseconds
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": {"$ref": "#/components/schemas/UnlearningWithSamplesIn"}},
+            MULTIPART: {
+                "schema": {
+                    "type": "object",
+                    "required": ["request", "samples"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "request": {"$ref": "#/components/schemas/UnlearningIn"},
+                        "samples": {
+                            "type": "string",
+                            "contentMediaType": "application/octet-stream",
+                            "description": "safetensors with `x` (n_f, d) float64 or float32, and"
+                            " `y` (n_f,) int64 labels or (n_f, C) targets",
+                        },
+                    },
+                },
+                "encoding": {"request": {"contentType": JSON}},
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=UnlearningOut,
+    openapi_extra=_BODY,
+    responses=responses(
+        ModelNotFoundError,
+        ModelNotActiveError,
+        UnsupportedMediaTypeError,
+        PayloadTooLargeError,
+        IdempotencyMismatchError,
+        IdempotencyInProgressError,
+    ),
+)
+def create_request(
+    *,
+    caller: UnlearningWriter,
+    upload: UploadDep,
+    idempotency: IdempotencyDep,
+    session: SessionDep,
+    store: StoreDep,
+    keys: KeysDep,
+    queue: QueueDep,
+    settings: SettingsDep,
+) -> Response:
+    """Ask for samples to be forgotten. Answers before the work is done: poll the request."""
+    wanted = _parse(upload)
+
+    def answer() -> Response:
+        _, manifest = service.describe(session, wanted.model_id)
+        request = service.create(
+            session,
+            store,
+            keys,
+            queue,
+            settings,
+            wanted=wanted,
+            forget=_read_samples(upload, wanted, manifest),
+            actor=caller.actor,
+        )
+        headers = {"Location": f"{router.prefix}/{request.id}", "Retry-After": str(RETRY_SECONDS)}
+        return JSONResponse(_show(request).model_dump(mode="json"), 202, headers)
+
+    return idempotency.once(answer)
+
+
+@router.get("", responses=responses())
+def list_requests(
+    _caller: Reader,
+    session: SessionDep,
+    model_id: Annotated[uuid.UUID | None, Query(description="Only of this model.")] = None,
+    state: Annotated[RequestState | None, Query(description="Only in this state.")] = None,
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+) -> Page[UnlearningOut]:
+    """List unlearning requests, newest first."""
+    requests, following = fetch_page(
+        session,
+        repository.list_requests(model_id, state),
+        limit=limit,
+        cursor=cursor,
+        ordered_by=int,
+    )
+    return Page(items=[_show(request) for request in requests], next_cursor=following)
+
+
+@router.get("/{request_id}", responses=responses(RequestNotFoundError))
+def get_request(request_id: uuid.UUID, _caller: Reader, session: SessionDep) -> UnlearningOut:
+    """Return an unlearning request as it stands."""
+    return _show(service.get(session, request_id))
+
+
+@router.post(
+    "/{request_id}/cancel",
+    response_model=UnlearningOut,
+    responses=responses(
+        RequestNotFoundError,
+        RequestNotCancellableError,
+        IdempotencyMismatchError,
+        IdempotencyInProgressError,
+    ),
+)
+def cancel_request(
+    request_id: uuid.UUID,
+    caller: UnlearningWriter,
+    idempotency: EmptyIdempotencyDep,
+    session: SessionDep,
+    store: StoreDep,
+) -> Response:
+    """Cancel a queued request; its samples are destroyed."""
+
+    def answer() -> Response:
+        request = service.cancel(session, store, request_id, actor=caller.actor)
+        return JSONResponse(_show(request).model_dump(mode="json"))
+
+    return idempotency.once(answer)
+
+
+def _parse(upload: Upload) -> UnlearningIn:
+    if upload.is_json:
+        return parse_json(upload.parts[""], UnlearningWithSamplesIn)
+    parts = upload.take({"request", "samples"})
+    return parse_json(parts["request"] or b"", UnlearningIn, field="request")
+
+
+def _read_samples(upload: Upload, wanted: UnlearningIn, manifest: Manifest) -> Samples:
+    if isinstance(wanted, UnlearningWithSamplesIn):
+        given = wanted.samples
+        return samples.from_lists(given.x, given.y, manifest, field="samples")
+    return samples.from_file(upload.parts["samples"], manifest, field="samples")
+
+
+def _show(request: UnlearningRequest) -> UnlearningOut:
+    columns = {
+        name: getattr(request, name) for name in UnlearningOut.model_fields if name != "tier"
+    }
+    return UnlearningOut.model_validate({**columns, "tier": service.tier_of(request.method)})

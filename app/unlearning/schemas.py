@@ -1,0 +1,128 @@
+"""What clients ask for, and what they get to see of it."""
+
+import datetime
+import secrets
+import uuid
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
+
+from app.registry.schemas import Declared, Number, Positive, Text
+from app.unlearning.models import RequestState
+from core.options import SdpSolver
+from core.vocabulary import Floor, Method, PerturbationLaw, RefusalCause, Tier
+
+SEED_BITS = 32  # core.options: 0 <= seed < 2^32
+
+Label = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+def _kind_of_targets(value: Any) -> str:
+    """Tell labels from rows of targets, so that messages speak of what was meant."""
+    is_rows = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+    return "targets" if is_rows else "labels"
+
+
+class SamplesIn(Declared):
+    """Samples as JSON; larger sets travel as safetensors."""
+
+    x: Annotated[list[list[Number]], Field(description="Features, (n_f, d)")]
+    y: Annotated[
+        Annotated[list[Label], Tag("labels")] | Annotated[list[list[Number]], Tag("targets")],
+        Discriminator(_kind_of_targets),
+        Field(description="Class labels, (n_f), or targets, (n_f, C)"),
+    ]
+
+
+class PerturbationIn(Declared):
+    """Stage 1 of `paper-sdp`; other methods draw none."""
+
+    count: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="m; by default 1.2·d(d+1)/2, rounded up"),
+    ] = None
+    law: Annotated[PerturbationLaw, Field(strict=False)] = PerturbationLaw.ANTITHETIC
+    scale: Positive = 1.0
+
+
+class UnlearningIn(Declared):
+    """What to forget, and how. In multipart the samples are a part of their own."""
+
+    model_id: Annotated[uuid.UUID, Field(strict=False)]
+    method: Annotated[
+        Method | None,
+        Field(
+            strict=False,
+            description="By default `stored` if the model has statistics, else `forget-curvature`",
+        ),
+    ] = None
+    seed: Annotated[
+        int, Field(ge=0, lt=2**SEED_BITS, description="By default drawn, and recorded")
+    ] = Field(default_factory=lambda: secrets.randbits(SEED_BITS))
+    perturbation: PerturbationIn = PerturbationIn()
+    floor: Annotated[Floor, Field(strict=False)] = Floor.RIDGE
+    solver: SdpSolver = "CLARABEL"
+    subject_reference: Annotated[
+        Text | None, Field(description="The caller's own reference; never part of the evidence")
+    ] = None
+
+
+class UnlearningWithSamplesIn(UnlearningIn):
+    """What to forget, samples included."""
+
+    samples: SamplesIn
+
+
+class GateOut(BaseModel):
+    """One test that a request had to pass."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    detail: str
+
+
+class ProgressOut(BaseModel):
+    """Where the worker is."""
+
+    stage: str
+    fraction: float = Field(ge=0, le=1)
+
+
+class RefusalOut(BaseModel):
+    """Why nothing was changed, and what would help."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cause: RefusalCause
+    detail: str
+    remedy: str
+    gates: list[GateOut] = []
+
+
+class UnlearningOut(BaseModel):
+    """An unlearning request as it stands."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: uuid.UUID
+    model_id: uuid.UUID
+    state: RequestState
+    method: Method
+    tier: Tier
+    options: dict[str, Any]
+    subject_reference: str | None
+    sample_count: int
+    sample_commitment: str
+    attempts: int
+    progress: ProgressOut | None
+    result: dict[str, Any] | None
+    refusal: RefusalOut | None
+    failure: dict[str, Any] | None
+    resulting_revision: int | None
+    created_at: datetime.datetime
+    started_at: datetime.datetime | None
+    finished_at: datetime.datetime | None

@@ -1,0 +1,457 @@
+"""Unlearning requests: asking, reading, cancelling, and the queue that workers take them from.
+
+The request table is the queue (DESIGN). A worker owns a request through a job: a lease whose id is
+the fencing token. Every write of a worker checks it, so that one which was given up for dead and
+comes back can change nothing.
+
+Functions flush; whoever opened the session commits.
+"""
+
+import os
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.artifacts.keys import KEY_BYTES, MasterKey
+from app.artifacts.models import Artifact, ArtifactKind
+from app.artifacts.store import ArtifactStore
+from app.db import new_id
+from app.errors import (
+    InvalidInputError,
+    LeaseLostError,
+    ModelNotActiveError,
+    RequestNotCancellableError,
+    RequestNotFoundError,
+)
+from app.evidence import service as evidence
+from app.jobs import JobQueue
+from app.registry import repository as registry_repository
+from app.registry import service as registry
+from app.registry.models import Model, ModelState, Revision
+from app.registry.schemas import Manifest
+from app.settings import Settings
+from app.unlearning import repository, samples
+from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
+from app.unlearning.samples import Samples
+from app.unlearning.schemas import UnlearningIn
+from core.options import PerturbationOptions
+from core.vocabulary import Method, Tier
+
+# The program of `paper-sdp` is built as one matrix of m·d² floats: 512 MiB at most.
+MAX_SDP_ENTRIES = 2**26
+
+_HELD = "lethe.unlearning.held"  # where a session keeps the job that its transaction has locked
+
+LOST = "lost"
+RELEASED = "released"
+
+
+def create(
+    session: Session,
+    store: ArtifactStore,
+    keys: MasterKey,
+    queue: JobQueue,
+    settings: Settings,
+    *,
+    wanted: UnlearningIn,
+    forget: Samples,
+    actor: str,
+) -> UnlearningRequest:
+    """Record an unlearning request and queue it; the transaction decides whether it happens.
+
+    Args:
+        session: Its commit queues the request and rings the workers.
+        store: Where the samples go, encrypted under a key of their own.
+        keys: Wraps the key of the samples' commitment.
+        queue: The workers' doorbell.
+        settings: The gate's policy, which is fixed here, before anything is measured.
+        wanted: The request.
+        forget: Its samples, checked against the model's manifest.
+        actor: Who asks, for the audit log.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        ModelNotActiveError: It is retired, or has to be retrained.
+        InvalidInputError: The request contradicts the model.
+    """
+    model, manifest = describe(session, wanted.model_id)
+    samples.require_norms(forget, manifest, field="samples")
+    # Requests of one model arrive one after the other: `arrival` is then the order of commits too.
+    locked = registry_repository.lock_model(session, model.id)
+    if locked is None or locked.state != ModelState.ACTIVE:
+        raise ModelNotActiveError(
+            f"model {model.id} is {model.state} and takes no deletions",
+            field="model_id",
+            remedy="Train and register a new model.",
+        )
+    revision = registry.current_revision(session, model)
+    samples.require_fewer(len(forget), revision.n_samples, field="samples.x")
+    method = _choose_method(wanted, revision, manifest)
+    key = os.urandom(KEY_BYTES)
+    request = UnlearningRequest(
+        id=new_id(),
+        model_id=model.id,
+        method=method,
+        options=_options(wanted, settings),
+        subject_reference=wanted.subject_reference,
+        sample_count=len(forget),
+        sample_commitment=samples.commitment(forget, key),
+        samples_artifact_id=store.put(
+            session, ArtifactKind.FORGET_SAMPLES, samples.to_bytes(forget)
+        ).id,
+        state=RequestState.QUEUED,
+        attempts=0,
+    )
+    request.wrapped_commitment_key = keys.wrap(key, f"lethe/sample-commitment/{request.id}")
+    session.add(request)
+    session.flush()
+    _log(
+        session,
+        request,
+        "received",
+        actor=actor,
+        method=request.method,
+        options=request.options,
+        sample_count=request.sample_count,
+        sample_commitment=request.sample_commitment,
+    )
+    queue.ring(session)
+    return request
+
+
+def describe(session: Session, model_id: uuid.UUID) -> tuple[Model, Manifest]:
+    """Return a model and what its samples have to look like.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    model = registry.get(session, model_id)
+    return model, Manifest.model_validate(model.manifest)
+
+
+def get(session: Session, request_id: uuid.UUID) -> UnlearningRequest:
+    """Return a request.
+
+    Raises:
+        RequestNotFoundError: There is none with this id.
+    """
+    request = session.get(UnlearningRequest, request_id)
+    if request is None:
+        raise _not_found(request_id)
+    return request
+
+
+def cancel(
+    session: Session, store: ArtifactStore, request_id: uuid.UUID, *, actor: str
+) -> UnlearningRequest:
+    """Cancel a request that nobody has begun; its samples are shredded. Twice is as good as once.
+
+    Raises:
+        RequestNotFoundError: There is none with this id.
+        RequestNotCancellableError: It is running or has ended.
+    """
+    request = repository.lock_request(session, request_id)
+    if request is None:
+        raise _not_found(request_id)
+    if request.state == RequestState.CANCELLED:
+        return request
+    if request.state != RequestState.QUEUED:
+        raise RequestNotCancellableError(
+            f"unlearning request {request_id} is {request.state}",
+            field="request_id",
+            remedy="Only queued requests can be cancelled.",
+        )
+    _end(session, store, request, RequestState.CANCELLED)
+    _log(session, request, "cancelled", actor=actor)
+    return request
+
+
+def tier_of(method: str) -> Tier:
+    """Return the guarantee that a method aims at (METHOD §4)."""
+    return Tier.EXACT if method == Method.STORED else Tier.ESTIMATED
+
+
+# The worker's side
+
+
+def claim(
+    session: Session, *, worker: str, lease_seconds: float, max_attempts: int
+) -> UnlearningJob | None:
+    """Take the oldest request whose model is idle; None when there is nothing to do.
+
+    Commit before working: until then other workers do not see that the model is busy.
+    """
+    busy: list[uuid.UUID] = []
+    while True:
+        request = repository.lock_next(session, max_attempts=max_attempts, busy=busy)
+        if request is None:
+            return None
+        job = repository.insert_job(
+            session, model_id=request.model_id, worker=worker, lease_seconds=lease_seconds
+        )
+        if job is not None:
+            break
+        # Another worker took the model in between; look past it.
+        busy.append(request.model_id)
+    request.state = RequestState.RUNNING
+    request.job_id = job.id
+    request.attempts += 1
+    request.started_at = session.scalar(select(repository.CLOCK))
+    session.flush()
+    _log(session, request, "started", job_id=str(job.id), worker=worker, attempt=request.attempts)
+    return job
+
+
+def request_of(session: Session, job: UnlearningJob) -> UnlearningRequest:
+    """Return the request that a job runs."""
+    return session.scalars(
+        select(UnlearningRequest).where(UnlearningRequest.job_id == job.id)
+    ).one()
+
+
+def renew(
+    session: Session, job_id: uuid.UUID, *, lease_seconds: float, progress: dict[str, Any] | None
+) -> bool:
+    """Extend a lease and report progress; False means that it was lost, and all work in vain.
+
+    Stop calling it before `hold`: that keeps the job locked until its transaction ends, and nobody
+    can take it meanwhile.
+    """
+    renewed = session.scalar(
+        update(UnlearningJob)
+        .where(UnlearningJob.id == job_id, repository.is_held())
+        .values(lease_expires_at=repository.lease_end(lease_seconds))
+        .returning(UnlearningJob.id)
+        .execution_options(synchronize_session=False)
+    )
+    if renewed is None:
+        return False
+    if progress is not None:
+        session.execute(
+            update(UnlearningRequest)
+            .where(UnlearningRequest.job_id == job_id)
+            .values(progress=progress)
+            .execution_options(synchronize_session=False)
+        )
+    return True
+
+
+def hold(session: Session, job_id: uuid.UUID) -> UnlearningJob:
+    """Return a job for writing; nobody can take it away until the transaction ends.
+
+    Raises:
+        LeaseLostError: The lease ran out, or the job was finished or given to another worker.
+    """
+    held = (job_id, session.get_nested_transaction() or session.get_transaction())
+    if session.info.get(_HELD) == held:
+        # Locked by this very transaction: a lease that runs out meanwhile is in nobody's way.
+        return session.get_one(UnlearningJob, job_id)
+    job = repository.lock_job(session, job_id)
+    if job is None:
+        raise LeaseLostError(
+            f"job {job_id} is not held any more: its lease ran out or it was finished",
+            remedy="Drop what was computed; whoever holds the request now computes it again.",
+        )
+    repository.lock_request_of(session, job)
+    session.info[_HELD] = (job_id, session.get_nested_transaction() or session.get_transaction())
+    return job
+
+
+def complete(
+    session: Session,
+    store: ArtifactStore,
+    job: UnlearningJob,
+    *,
+    result: dict[str, Any],
+    resulting_revision: int,
+    digests: Iterable[bytes],
+) -> UnlearningRequest:
+    """End a request with a new revision, remember what was forgotten, and shred the samples.
+
+    Raises:
+        LeaseLostError: The job is not held any more.
+    """
+    request = _finish(session, store, job, RequestState.COMPLETED)
+    request.result = result
+    request.resulting_revision = resulting_revision
+    repository.insert_forgotten(session, request, digests)
+    _log(session, request, "completed", job_id=str(job.id), revision=resulting_revision)
+    return request
+
+
+def refuse(
+    session: Session, store: ArtifactStore, job: UnlearningJob, *, refusal: dict[str, Any]
+) -> UnlearningRequest:
+    """End a request because a gate failed; the model is unchanged, the samples are shredded.
+
+    Raises:
+        LeaseLostError: The job is not held any more.
+    """
+    request = _finish(session, store, job, RequestState.REFUSED)
+    request.refusal = refusal
+    session.flush()
+    _log(session, request, "refused", job_id=str(job.id), cause=str(refusal["cause"]))
+    return request
+
+
+def fail(
+    session: Session, store: ArtifactStore, job: UnlearningJob, *, failure: dict[str, Any]
+) -> UnlearningRequest:
+    """End a request because something broke; the model is unchanged, the samples are shredded.
+
+    Raises:
+        LeaseLostError: The job is not held any more.
+    """
+    request = _finish(session, store, job, RequestState.FAILED)
+    request.failure = failure
+    session.flush()
+    _log(session, request, "failed", job_id=str(job.id), cause=str(failure["cause"]))
+    return request
+
+
+def release(session: Session, job: UnlearningJob) -> UnlearningRequest:
+    """Give a request back to the queue after an attempt that broke; the attempt stays counted.
+
+    Raises:
+        LeaseLostError: The job is not held any more.
+    """
+    job = hold(session, job.id)
+    session.info.pop(_HELD)
+    return _requeue(session, job, RELEASED)
+
+
+def requeue_lost(
+    session: Session, store: ArtifactStore, *, max_attempts: int
+) -> list[UnlearningRequest]:
+    """Take back what silent workers held; return those requests.
+
+    They wait again, each at its old place, or have `failed` after the last attempt.
+    """
+    returned = [_requeue(session, job, LOST) for job in repository.lock_lost(session)]
+    for request in repository.lock_exhausted(session, max_attempts):
+        _end(session, store, request, RequestState.FAILED)
+        request.failure = {
+            "cause": "attempts-exhausted",
+            "detail": f"{request.attempts} attempts broke off, at most {max_attempts} are made",
+        }
+        session.flush()
+        _log(session, request, "failed", cause=request.failure["cause"])
+        if request not in returned:
+            returned.append(request)
+    return returned
+
+
+def queued_models(session: Session) -> list[uuid.UUID]:
+    """Return the models that have something to do and nobody who does it."""
+    return repository.claimable_models(session)
+
+
+def load_samples(session: Session, store: ArtifactStore, request: UnlearningRequest) -> Samples:
+    """Return the samples that a request wants forgotten.
+
+    Raises:
+        ArtifactShreddedError: The request has ended.
+        ArtifactCorruptError: They are not what was stored.
+    """
+    artifact = session.get_one(Artifact, request.samples_artifact_id)
+    return samples.from_bytes(store.get(artifact))
+
+
+def already_forgotten(session: Session, model: Model, digests: Iterable[bytes]) -> set[bytes]:
+    """Return which samples, by their digests, the model has forgotten before."""
+    return repository.forgotten(session, model.id, digests)
+
+
+def _finish(
+    session: Session, store: ArtifactStore, job: UnlearningJob, state: RequestState
+) -> UnlearningRequest:
+    """End a job and its request, in the order of locks that all writers share."""
+    job = hold(session, job.id)
+    request = request_of(session, job)
+    job.finished_at = session.scalar(select(repository.CLOCK))
+    job.outcome = state
+    session.info.pop(_HELD)
+    _end(session, store, request, state)
+    return request
+
+
+def _end(
+    session: Session, store: ArtifactStore, request: UnlearningRequest, state: RequestState
+) -> None:
+    """Move a request to a final state and destroy the keys of its samples and their commitment."""
+    request.state = state
+    request.finished_at = session.scalar(select(func.clock_timestamp()))
+    request.wrapped_commitment_key = None
+    session.flush()
+    store.shred(session, session.get_one(Artifact, request.samples_artifact_id))
+
+
+def _requeue(session: Session, job: UnlearningJob, outcome: str) -> UnlearningRequest:
+    request = repository.lock_request_of(session, job)
+    job.finished_at = session.scalar(select(repository.CLOCK))
+    job.outcome = outcome
+    request.state = RequestState.QUEUED
+    request.job_id = None
+    request.progress = None
+    session.flush()
+    _log(session, request, "requeued", job_id=str(job.id), cause=outcome, attempt=request.attempts)
+    return request
+
+
+def _choose_method(wanted: UnlearningIn, revision: Revision, manifest: Manifest) -> Method:
+    has_statistics = revision.statistics_artifact_id is not None
+    method = wanted.method or (Method.STORED if has_statistics else Method.FORGET_CURVATURE)
+    if method is Method.STORED and not has_statistics:
+        raise InvalidInputError(
+            "method: 'stored' needs stored statistics, and the model has none",
+            field="method",
+            remedy="Register the model with statistics, or take the method 'forget-curvature',"
+            " which only estimates.",
+        )
+    if method is Method.PAPER_SDP:
+        _require_solvable(wanted, manifest)
+    return method
+
+
+def _require_solvable(wanted: UnlearningIn, manifest: Manifest) -> None:
+    d = manifest.num_features
+    m = PerturbationOptions(count=wanted.perturbation.count).equations(d)
+    if m * d**2 > MAX_SDP_ENTRIES:
+        raise InvalidInputError(
+            f"perturbation.count: {m} perturbations of {d} features make a program of {m * d**2}"
+            f" numbers, at most {MAX_SDP_ENTRIES} are solved",
+            field="perturbation.count",
+            remedy="Reduce the features' dimension, or take the method 'forget-curvature', the"
+            " closed form of the same program.",
+        )
+
+
+def _options(wanted: UnlearningIn, settings: Settings) -> dict[str, Any]:
+    """Return every choice as it is recorded; thresholds are set before anything is measured."""
+    return {
+        "seed": wanted.seed,
+        "perturbation": wanted.perturbation.model_dump(mode="json"),
+        "floor": str(wanted.floor),
+        "solver": wanted.solver,
+        "gate": {"threshold": settings.gate_threshold, "splits": settings.gate_splits},
+    }
+
+
+def _log(session: Session, request: UnlearningRequest, event: str, **payload: Any) -> None:
+    evidence.append(
+        session,
+        f"unlearning-request.{event}",
+        subject={"model_id": str(request.model_id), "request_id": str(request.id)},
+        payload=payload,
+    )
+
+
+def _not_found(request_id: uuid.UUID) -> RequestNotFoundError:
+    return RequestNotFoundError(
+        f"no unlearning request {request_id}",
+        field="request_id",
+        remedy="GET /v1/unlearning-requests lists them.",
+    )

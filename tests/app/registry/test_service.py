@@ -1,0 +1,204 @@
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from sqlalchemy import select
+
+from app.artifacts.keys import MasterKey
+from app.artifacts.store import ArtifactStore
+from app.db import make_sessions
+from app.errors import (
+    ArtifactShreddedError,
+    ConcurrentUpdateError,
+    InvalidInputError,
+    WeightsPurgedError,
+)
+from app.jobs import JobQueue
+from app.registry import service
+from app.registry.models import Model, ModelState, Revision
+from app.registry.schemas import Manifest
+from app.unlearning import service as unlearning
+from app.unlearning.samples import Samples
+from app.unlearning.schemas import UnlearningIn
+
+
+def register(session, parts, trained, **changes):
+    store, keys, settings = parts
+    files = {
+        "weights": trained.weights_file(),
+        "statistics": trained.statistics_file(),
+        "holdout": trained.samples_file(),
+    } | changes
+    manifest = Manifest.model_validate(trained.manifest())
+    return service.register(
+        session, store, keys, settings, manifest=manifest, actor="test", **files
+    )
+
+
+def ask(session, parts, trained, model):
+    store, keys, settings = parts
+    return unlearning.create(
+        session,
+        store,
+        keys,
+        JobQueue(settings.redis_url),
+        settings,
+        wanted=UnlearningIn(model_id=model.id),
+        forget=Samples(trained.x[:1], trained.y[:1]),
+        actor="test",
+    )
+
+
+def extend(session, store, model, request, *, expected=0, keep=False, statistics=b"new statistics"):
+    return service.add_revision(
+        session,
+        store,
+        model,
+        expected_revision=expected,
+        n_samples=39,
+        gradient_norm_bound=0.25,
+        weights=b"new weights",
+        statistics=statistics,
+        request_id=request.id,
+        keep_superseded_weights=keep,
+    )
+
+
+@pytest.fixture
+def parts(services, settings):
+    return services.store, services.keys, settings
+
+
+@pytest.fixture
+def model(session, parts, trained):
+    return register(session, parts, trained)
+
+
+@pytest.fixture
+def request_row(session, parts, trained, model):
+    return ask(session, parts, trained, model)
+
+
+def test_what_was_registered_can_be_loaded(session, parts, trained, model):
+    store = parts[0]
+    revision = service.current_revision(session, model)
+    weights = safetensors.numpy.load(service.load_weights(session, store, revision))
+    statistics = safetensors.numpy.load(service.load_statistics(session, store, revision))
+    holdout = safetensors.numpy.load(service.load_holdout(session, store, model))
+    np.testing.assert_array_equal(weights["weight"], trained.weight)
+    for key, expected in trained.statistics().items():
+        np.testing.assert_array_equal(statistics[key], expected)
+    np.testing.assert_array_equal(holdout["y"], trained.y[:2])
+
+
+def test_a_model_without_statistics_and_holdout_has_none(session, parts, trained):
+    model = register(session, parts, trained, statistics=None, holdout=None)
+    revision = service.current_revision(session, model)
+    assert service.load_statistics(session, parts[0], revision) is None
+    assert service.load_holdout(session, parts[0], model) is None
+
+
+def test_a_revision_supersedes_the_one_before_and_shreds_it(session, parts, model, request_row):
+    store = parts[0]
+    old = service.current_revision(session, model)
+    new = extend(session, store, model, request_row)
+    assert model.current_revision == 1
+    assert service.current_revision(session, model) is new
+    assert (new.number, new.n_samples, new.request_id) == (1, 39, request_row.id)
+    assert service.load_weights(session, store, new) == b"new weights"
+    assert service.load_statistics(session, store, new) == b"new statistics"
+    with pytest.raises(WeightsPurgedError, match="revision 0"):
+        service.load_weights(session, store, old)
+    with pytest.raises(ArtifactShreddedError):
+        service.load_statistics(session, store, old)
+
+
+def test_superseded_weights_can_be_kept_but_never_statistics(session, parts, model, request_row):
+    store = parts[0]
+    old = service.current_revision(session, model)
+    before = service.load_weights(session, store, old)
+    extend(session, store, model, request_row, keep=True)
+    assert service.load_weights(session, store, old) == before
+    with pytest.raises(ArtifactShreddedError):
+        service.load_statistics(session, store, old)
+
+
+def test_an_unexpected_revision_changes_nothing(session, parts, model, request_row):
+    with pytest.raises(ConcurrentUpdateError, match="at revision 0, expected"):
+        extend(session, parts[0], model, request_row, expected=1)
+    assert model.current_revision == 0
+    assert len(session.scalars(select(Revision)).all()) == 1
+
+
+@pytest.mark.parametrize("state", [ModelState.RETIRED, ModelState.RETRAINING_REQUIRED])
+def test_a_model_that_is_not_active_gets_no_revision(session, parts, model, request_row, state):
+    model.state = state
+    session.flush()
+    with pytest.raises(ConcurrentUpdateError, match=state):
+        extend(session, parts[0], model, request_row)
+
+
+def test_of_two_revisions_on_the_same_parent_one_is_written(fresh_engine, fresh_settings, trained):
+    sessions = make_sessions(fresh_engine)
+    keys = MasterKey.load(fresh_settings.master_key_file)
+    store = ArtifactStore(fresh_settings.artifacts_url, keys)
+    parts = (store, keys, fresh_settings)
+    with sessions.begin() as session:
+        model = register(session, parts, trained)
+        requests = [ask(session, parts, trained, model) for _ in range(2)]
+    barrier = threading.Barrier(2)
+
+    def write(request):
+        with sessions() as session:
+            row = session.get_one(Model, model.id)
+            barrier.wait(10)
+            try:
+                extend(session, store, row, request)
+            except ConcurrentUpdateError:
+                return "refused"
+            session.commit()
+            return "written"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(write, requests)) == ["refused", "written"]
+    with sessions() as session:
+        assert sorted(session.scalars(select(Revision.number))) == [0, 1]
+
+
+def test_a_purged_revision_answers_gone(api, model_id, session, parts, trained):
+    model = service.get(session, uuid.UUID(model_id))
+    extend(session, parts[0], model, ask(session, parts, trained, model))
+    session.commit()
+    answer = api.get(f"/v1/models/{model_id}/revisions/0/weights")
+    assert answer.status_code == 410
+    assert answer.json()["type"] == "urn:lethe:problem:weights-purged"
+    new, old = api.get(f"/v1/models/{model_id}/revisions").json()["items"]
+    assert (new["weights_available"], old["weights_available"]) == (True, False)
+    assert api.get(f"/v1/models/{model_id}/revisions/1/weights").content == b"new weights"
+
+
+def test_the_current_n_decides_what_is_too_much(api, model_id, session, parts, trained):
+    model = service.get(session, uuid.UUID(model_id))
+    extend(session, parts[0], model, ask(session, parts, trained, model))
+    session.commit()
+    answer = api.post("/v1/unlearning-requests", json=trained.request(model_id, slice(39)))
+    assert answer.status_code == 422
+    assert "the model has 39" in answer.json()["detail"]
+
+
+def test_a_models_digest_key_is_its_own(session, parts, trained, model):
+    other = register(session, parts, trained)
+    keys = parts[1]
+    assert service.digest_key(keys, model) == service.digest_key(keys, model)
+    assert service.digest_key(keys, model) != service.digest_key(keys, other)
+
+
+def test_a_manifest_beyond_the_services_limits_names_the_setting(session, parts, trained):
+    store, keys, settings = parts
+    small = settings.model_copy(update={"max_features": 3})
+    with pytest.raises(InvalidInputError, match="above this service's limit 3") as caught:
+        register(session, (store, keys, small), trained)
+    assert "MAX_FEATURES" in caught.value.remedy

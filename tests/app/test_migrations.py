@@ -1,0 +1,110 @@
+"""The schema's steps, on a real server."""
+
+import secrets
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+import migrations
+from app.evidence.canonical import GENESIS
+from app.tables import metadata
+
+
+@pytest.fixture
+def empty_database_url(database_url):
+    """A database without any table."""
+    name = f"lethe_empty_{secrets.token_hex(6)}"
+    server = make_url(database_url).set(drivername="postgresql")
+    address = server.render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        yield make_url(database_url).set(database=name).render_as_string(hide_password=False)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def tables(database_url):
+    engine = create_engine(database_url)
+    found = set(inspect(engine).get_table_names())
+    engine.dispose()
+    return found
+
+
+def test_up_down_and_up_again_ends_where_the_tables_are(empty_database_url):
+    migrations.upgrade(empty_database_url)
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+    migrations.downgrade(empty_database_url, "base")
+    assert tables(empty_database_url) == {"alembic_version"}
+    with psycopg.connect(
+        make_url(empty_database_url)
+        .set(drivername="postgresql")
+        .render_as_string(hide_password=False)
+    ) as connection:
+        left = connection.execute("SELECT proname FROM pg_proc WHERE proname LIKE 'lethe%'")
+        assert left.fetchall() == []
+    migrations.upgrade(empty_database_url)
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
+def test_the_tables_in_code_are_those_of_the_migrations(database_url):
+    # Raises with the difference if there is one.
+    command.check(migrations.configuration(database_url))
+
+
+def test_upgrading_twice_changes_nothing(empty_database_url):
+    migrations.upgrade(empty_database_url)
+    migrations.upgrade(empty_database_url)
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
+def test_there_is_one_newest_migration_and_every_step_can_be_undone():
+    scripts = ScriptDirectory.from_config(migrations.configuration())
+    assert scripts.get_heads() == [migrations.head()]
+    for script in scripts.walk_revisions():
+        assert callable(script.module.upgrade)
+        assert callable(script.module.downgrade)
+
+
+def test_a_migration_gives_up_on_a_lock_instead_of_stopping_the_service(empty_database_url):
+    migrations.upgrade(empty_database_url)
+    engine = create_engine(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE revision IN ACCESS SHARE MODE"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            migrations.downgrade(empty_database_url, "base")
+    engine.dispose()
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
+def test_a_percent_sign_in_the_url_is_taken_as_it_is():
+    url = "postgresql+psycopg://user:p%40ss@host/db"
+    assert migrations.configuration(url).get_main_option("sqlalchemy.url") == url
+
+
+def test_the_log_begins_empty_at_its_genesis(session):
+    size, chain_hash = session.execute(text("SELECT size, chain_hash FROM audit_head")).one()
+    assert (size, bytes(chain_hash)) == (0, GENESIS)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_entry SET body = '\\x00'",
+        "DELETE FROM audit_entry",
+        "TRUNCATE audit_entry CASCADE",
+        "UPDATE audit_entry SET index = index WHERE false",
+        "DELETE FROM evidence_record",
+        "UPDATE evidence_record SET kind = 'certificate'",
+        "DELETE FROM audit_head",
+        "TRUNCATE audit_head",
+        "UPDATE audit_head SET size = 7",
+        "UPDATE audit_head SET chain_hash = '\\x00'",
+        "SET session_replication_role = replica; DELETE FROM audit_entry",
+    ],
+)
+def test_the_database_refuses_to_change_the_log(session, statement):
+    with pytest.raises(DBAPIError, match=r"append-only|moves by exactly one"):
+        session.execute(text(statement))
