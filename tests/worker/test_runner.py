@@ -1,0 +1,272 @@
+import base64
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from app.artifacts.models import Artifact
+from app.errors import AppError, RecordNotFoundError
+from app.evidence import service as evidence
+from app.evidence.verification import verify_bundle
+from app.unlearning.models import ForgottenSample, UnlearningJob
+from core.errors import IllConditionedError
+from worker import runner
+from worker.runner import run_next
+
+
+def statement_of(services, request_id):
+    """Return a request's signed statement, once it has verified."""
+    with services.sessions() as session:
+        bundle = evidence.bundle(session, evidence.find_record(session, request_id))
+    checks = verify_bundle(bundle, services.signer.public_pem())
+    assert all(check.ok for check in checks), checks
+    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
+
+
+def test_nothing_to_do_is_said(services):
+    assert run_next(services) is False
+
+
+def test_an_exact_deletion_equals_retraining_and_is_certified(services, shop, make_problem):
+    problem = make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7])
+    assert run_next(services) is True
+    request = shop.find(request_id)
+    assert request.state == "completed"
+    np.testing.assert_allclose(shop.weights(model), problem.train_without([7]), rtol=0, atol=1e-10)
+    statement = statement_of(services, request_id)
+    assert statement["kind"] == "certificate"
+    assert statement["revision_after"]["number"] == 1
+    assert statement["revision_after"]["weights_sha256"] == request.result["weights_sha256"]
+    assert statement["environment"]["libraries"]["torch"]
+    assert any("owner's word" in assumption["text"] for assumption in statement["assumptions"])
+
+
+def test_samples_and_superseded_artifacts_are_shredded_with_the_completion(
+    services, shop, make_problem
+):
+    problem = make_problem()
+    model = shop.register(problem)
+    request = shop.find(shop.request(model, problem, [7]))
+    run_next(services)
+    with services.sessions() as session:
+        artifacts = session.query(Artifact).all()
+        kept = sorted(item.kind for item in artifacts if item.wrapped_key is not None)
+        assert session.get(Artifact, request.samples_artifact_id).wrapped_key is None
+        assert session.query(ForgottenSample).count() == 1
+    assert kept == ["holdout", "statistics", "weights"]
+    assert statement_of(services, request.id)["disposal"] == {
+        "forget_samples": "key_destroyed",
+        "superseded_weights": "key_destroyed",
+        "superseded_statistics": "key_destroyed",
+    }
+
+
+def test_superseded_weights_can_be_kept_and_the_record_says_so(make_shop, make_problem):
+    shop, problem = make_shop(keep_superseded_weights=True), make_problem()
+    request = shop.request(shop.register(problem), problem, [7])
+    run_next(shop.services)
+    statement = statement_of(shop.services, request)
+    assert statement["disposal"]["superseded_weights"] == "kept_by_policy"
+
+
+def test_an_estimate_states_its_options_and_certifies_nothing(services, shop, make_problem):
+    problem = make_problem(n=1500, d=5)
+    model = shop.register(problem, statistics=False)
+    request = shop.request(model, problem, np.arange(200), method="paper-sdp", solver="SCS")
+    run_next(services)
+    statement = statement_of(services, request)
+    assert statement["kind"] == "estimate", statement
+    assert not any(bound["certifies"] for bound in statement["bounds"])
+    assert statement["parameters"]["solver"] == "SCS"
+    assert statement["parameters"]["perturbation"]["count"] == 18  # 1.2·5·6/2
+    assert statement["seeds"] == {"gate": "5", "perturbation": "6"}
+    assert shop.find(request).result["residual_bound"] > 0
+
+
+def test_a_refusal_changes_nothing_and_is_signed(services, shop, make_problem):
+    problem = make_problem()
+    model = shop.register(problem, statistics=False)
+    request_id = shop.request(model, problem, [7])
+    assert run_next(services) is True
+    request = shop.find(request_id)
+    assert (request.state, shop.revision(model)) == ("refused", 0)
+    statement = statement_of(services, request_id)
+    assert statement["kind"] == "refusal"
+    assert statement["cause"] == request.refusal["cause"] == "forget-set-too-small"
+    assert statement["disposal"] == {"forget_samples": "key_destroyed"}
+    np.testing.assert_array_equal(shop.weights(model), problem.train())
+
+
+def test_double_deletions_are_refused_before_anything_is_computed(
+    services, shop, make_problem, monkeypatch
+):
+    problem = make_problem()
+    model = shop.register(problem)
+    shop.request(model, problem, [7])
+    run_next(services)
+    again = shop.request(model, problem, [8, 7])
+    copies = shop.request(model, problem, [8, 9, 8])
+    monkeypatch.setattr(runner, "unlearn", None)  # must not be called
+    while run_next(services):
+        pass
+    assert shop.find(again).refusal["cause"] == "already-forgotten"
+    assert shop.find(copies).refusal["cause"] == "duplicate-samples"
+    assert shop.revision(model) == 1
+
+
+def failing(error):
+    def unlearn(*_args, **_options):
+        raise error
+
+    return unlearn
+
+
+SECRET = 0.7182818284
+
+
+def test_an_unexpected_error_gives_the_request_another_attempt(
+    services, shop, make_problem, monkeypatch
+):
+    problem = make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7])
+    with monkeypatch.context() as broken:
+        broken.setattr(runner, "unlearn", failing(RuntimeError(f"x[0] = {SECRET}")))
+        assert run_next(services) is False  # the sweeper rings again, later
+    request = shop.find(request_id)
+    assert (request.state, request.attempts) == ("queued", 1)
+    assert run_next(services) is True
+    assert shop.find(request_id).state == "completed"
+    np.testing.assert_allclose(shop.weights(model), problem.train_without([7]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError(f"x[0] = {SECRET}"), "RuntimeError: its message is in the worker's log only"),
+        (
+            IllConditionedError(f"pivot {SECRET}"),
+            "IllConditionedError: A matrix that has to be positive definite is not, in float64.",
+        ),
+    ],
+)
+def test_the_last_attempt_ends_in_a_signed_failure_that_quotes_no_data(
+    make_shop, make_problem, monkeypatch, error, told
+):
+    shop, problem = make_shop(max_attempts=2), make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7], subject_reference="Jane Doe")
+    monkeypatch.setattr(runner, "unlearn", failing(error))
+    run_next(shop.services)
+    run_next(shop.services)
+    request = shop.find(request_id)
+    assert (request.state, request.attempts, shop.revision(model)) == ("failed", 2, 0)
+    statement = statement_of(shop.services, request_id)
+    assert statement["kind"] == "failure"
+    assert statement["cause"] == "unexpected-error"
+    assert statement["detail"].startswith(told)
+    for text in (json.dumps(statement), json.dumps(request.failure)):
+        assert str(SECRET) not in text
+        assert "Jane Doe" not in text
+
+
+def test_the_log_keeps_the_message_that_the_record_may_not_quote(
+    services, shop, make_problem, monkeypatch, capsys
+):
+    problem = make_problem()
+    shop.request(shop.register(problem), problem, [7])
+    monkeypatch.setattr(runner, "unlearn", failing(RuntimeError("solver exploded")))
+    run_next(services)
+    assert "solver exploded" in capsys.readouterr().out
+
+
+def expire(services):
+    """Let every lease run out, as if the worker had been away for long."""
+    with services.sessions.begin() as session:
+        session.query(UnlearningJob).update({"lease_expires_at": UnlearningJob.created_at})
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(services, shop, make_problem, monkeypatch):
+    problem = make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7])
+    compute = runner.unlearn
+
+    def too_slow(*arguments, **options):
+        result = compute(*arguments, **options)
+        expire(services)
+        return result
+
+    monkeypatch.setattr(runner, "unlearn", too_slow)
+    assert run_next(services) is True
+    assert shop.find(request_id).state == "running"  # until a sweeper gives it to another
+    assert shop.revision(model) == 0
+    with services.sessions() as session, pytest.raises(RecordNotFoundError):
+        evidence.find_record(session, request_id)
+
+
+def test_an_error_after_the_lease_was_lost_is_left_to_the_new_holder(
+    services, shop, make_problem, monkeypatch
+):
+    problem = make_problem()
+    request_id = shop.request(shop.register(problem), problem, [7])
+
+    def break_late(*_arguments, **_options):
+        expire(services)
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(runner, "unlearn", break_late)
+    run_next(services)
+    request = shop.find(request_id)
+    assert (request.state, request.attempts) == ("running", 1)
+
+
+def test_the_closing_transaction_is_all_or_nothing(services, shop, make_problem, monkeypatch):
+    problem = make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7])
+    with monkeypatch.context() as broken:
+        # The very last step: revision, statistics, digests and states are written by then.
+        broken.setattr(runner.records, "issue_completion", failing(OSError("signing failed")))
+        run_next(services)
+    assert (shop.find(request_id).state, shop.revision(model)) == ("queued", 0)
+    with services.sessions() as session:
+        assert session.query(ForgottenSample).count() == 0
+    assert run_next(services) is True
+    assert shop.find(request_id).state == "completed"
+    np.testing.assert_allclose(shop.weights(model), problem.train_without([7]), rtol=0, atol=1e-10)
+
+
+def test_many_workers_at_once_forget_each_sample_once(make_services, make_shop, make_problem):
+    shop, problem = make_shop(), make_problem(n=200)
+    models = [shop.register(problem) for _ in range(2)]
+    requests = [shop.request(model, problem, [row]) for row in range(6) for model in models]
+    errors = []
+
+    def work():
+        own = make_services()
+        try:
+            # A worker that finds every model busy leaves; the others go on.
+            while run_next(own):
+                pass
+        except AppError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while run_next(shop.services):
+        pass
+    assert errors == []
+    assert {shop.find(request).state for request in requests} == {"completed"}
+    for model in models:
+        assert shop.revision(model) == 6
+        retrained = problem.train_without(np.arange(6))
+        np.testing.assert_allclose(shop.weights(model), retrained, rtol=0, atol=1e-9)
+    with shop.services.sessions() as session:
+        assert evidence.verify_log(session).ok

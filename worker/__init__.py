@@ -1,0 +1,1 @@
+"""Celery worker: joins the rows of `app` to the functions of `core`."""

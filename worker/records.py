@@ -1,0 +1,300 @@
+"""From a computation's result to what is stored and signed about it.
+
+Free of torch: the sweeper, which lives in a process without it, signs failures too.
+"""
+
+import dataclasses
+import datetime
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.artifacts.keys import MasterKeyError
+from app.db import new_id
+from app.errors import AppError
+from app.evidence import service as evidence
+from app.evidence.canonical import canonical_json, sha256_hex
+from app.evidence.models import EvidenceRecord, RecordKind
+from app.evidence.schemas import (
+    STANDARD_EXCLUSIONS,
+    STANDARD_LIMITS,
+    AssumptionStatement,
+    BoundStatement,
+    CertificateStatement,
+    Disposal,
+    EstimateStatement,
+    FailureStatement,
+    GatePolicyStatement,
+    GateStatement,
+    MetricsStatement,
+    ModelStatement,
+    ParametersStatement,
+    PerturbationStatement,
+    RefusalStatement,
+    RequestStatement,
+    RevisionStatement,
+    SampleDisposal,
+    ScopeStatement,
+    SolverStatement,
+    TimesStatement,
+)
+from app.registry import service as registry
+from app.registry.models import Model, Revision
+from app.registry.schemas import Manifest
+from app.unlearning.models import UnlearningRequest
+from core.errors import CoreError
+from core.vocabulary import Method, Standing, Tier
+from worker.environment import describe_environment
+from worker.options import options_of
+from worker.services import Services
+
+if TYPE_CHECKING:  # core.results imports torch
+    from core.results import GateResult, Refused, SolverReport, Unlearned
+
+ATTEMPTS_EXHAUSTED = "attempts-exhausted"
+UNEXPECTED_ERROR = "unexpected-error"
+
+# No computation can show it for a single sample: sums of different data sets may look alike.
+MEMBERSHIP = AssumptionStatement(
+    text="The forget samples are members of the training set and were sent with the targets that "
+    "they were trained with; nothing but the owner's word says so of each one.",
+    standing=Standing.ATTESTED,
+)
+LIMITS = (
+    *STANDARD_LIMITS,
+    "Scores and losses describe the weights; they are no evidence that anything was forgotten.",
+)
+
+
+def describe_result(unlearned: "Unlearned", weights_sha256: str, seconds: float) -> dict[str, Any]:
+    """Return the figures of a completed request, as the API shows them."""
+    return {
+        "tier": str(unlearned.tier),
+        "method": str(unlearned.method),
+        "n_samples": unlearned.n_samples,
+        # The number to look at: METHOD (5), a bound on the gradient that is left.
+        "residual_bound": _finite(unlearned.gradient_norm_bound),
+        "weights_sha256": weights_sha256,
+        "bounds": [_dump(BoundStatement.model_validate(bound)) for bound in unlearned.bounds],
+        "gates": [_dump(_gate(gate)) for gate in unlearned.gates],
+        "solvers": [_dump(_solver(report)) for report in unlearned.solvers],
+        "metrics": _dump(MetricsStatement.model_validate(unlearned.metrics)),
+        "seeds": dict(unlearned.seeds),
+        "seconds": seconds,
+    }
+
+
+def describe_refusal(refused: "Refused") -> dict[str, Any]:
+    """Return why a request was refused, as the API shows it."""
+    return {
+        "cause": str(refused.cause),
+        "detail": refused.detail,
+        "remedy": refused.remedy,
+        "gates": [_dump(_gate(gate)) for gate in refused.gates],
+    }
+
+
+def describe_failure(error: BaseException) -> dict[str, Any]:
+    """Return what a client may know of an unexpected error: nothing that could quote a sample.
+
+    The project's own errors are told by their class and its meaning. The message, of those and of
+    any other, goes to the log of the worker only.
+    """
+    kind = type(error)
+    meaning = "its message is in the worker's log only, since it might quote data"
+    if isinstance(error, CoreError | AppError | MasterKeyError) and kind.__doc__:
+        meaning = " ".join(kind.__doc__.partition("\n\n")[0].split())
+    return {"cause": UNEXPECTED_ERROR, "detail": f"{kind.__qualname__}: {meaning}"}
+
+
+def issue_completion(
+    session: Session,
+    services: Services,
+    request: UnlearningRequest,
+    unlearned: "Unlearned",
+    *,
+    before: Revision,
+    after: Revision,
+) -> EvidenceRecord:
+    """Sign what was done: a certificate for the exact tier, for any other an estimate."""
+    exact = unlearned.tier is Tier.EXACT
+    statement_class = CertificateStatement if exact else EstimateStatement
+    kept = services.settings.keep_superseded_weights
+    had_statistics = before.statistics_sha256 is not None
+    statement = statement_class(
+        **_common(session, request, registry.get(session, request.model_id), before, after),
+        tier=unlearned.tier,
+        method=unlearned.method,
+        seeds=dict(unlearned.seeds),
+        revision_after=_revision(after),
+        assumptions=(
+            MEMBERSHIP,
+            *map(AssumptionStatement.model_validate, unlearned.assumptions),
+        ),
+        solvers=tuple(map(_solver, unlearned.solvers)),
+        bounds=tuple(map(BoundStatement.model_validate, unlearned.bounds)),
+        gates=tuple(map(_gate, unlearned.gates)),
+        metrics=MetricsStatement.model_validate(unlearned.metrics),
+        disposal=Disposal(
+            forget_samples="key_destroyed",
+            superseded_weights="kept_by_policy" if kept else "key_destroyed",
+            superseded_statistics="key_destroyed" if had_statistics else "none_stored",
+        ),
+    )
+    kind = RecordKind.CERTIFICATE if exact else RecordKind.ESTIMATE
+    return _issue(session, services, kind, request, statement)
+
+
+def issue_refusal(
+    session: Session, services: Services, request: UnlearningRequest, refused: "Refused"
+) -> EvidenceRecord:
+    """Sign that a gate failed, and that nothing was changed."""
+    statement = RefusalStatement(
+        **_unchanged(session, request),
+        tier=None,
+        gates=tuple(map(_gate, refused.gates)),
+        seeds=dict(refused.seeds),
+        cause=refused.cause,
+        detail=refused.detail,
+        remedy=refused.remedy,
+    )
+    return _issue(session, services, RecordKind.REFUSAL, request, statement)
+
+
+def issue_failure(
+    session: Session, services: Services, request: UnlearningRequest, failure: Mapping[str, Any]
+) -> EvidenceRecord:
+    """Sign that something broke, and that nothing was changed."""
+    statement = FailureStatement(
+        **_unchanged(session, request),
+        tier=None,
+        gates=(),
+        seeds={},
+        cause=failure["cause"],
+        detail=failure["detail"],
+    )
+    return _issue(session, services, RecordKind.FAILURE, request, statement)
+
+
+def _issue(
+    session: Session,
+    services: Services,
+    kind: RecordKind,
+    request: UnlearningRequest,
+    statement: BaseModel,
+) -> EvidenceRecord:
+    return evidence.issue_record(
+        session,
+        services.signer,
+        services.settings.log_origin,
+        kind=kind,
+        request=request,
+        statement=_dump(statement),
+    )
+
+
+def _unchanged(session: Session, request: UnlearningRequest) -> dict[str, Any]:
+    """Return what a record without new weights says in any case."""
+    model = registry.get(session, request.model_id)
+    revision = registry.current_revision(session, model)
+    return {
+        **_common(session, request, model, revision, revision),
+        "method": Method(request.method),
+        "disposal": SampleDisposal(forget_samples="key_destroyed"),
+    }
+
+
+def _common(
+    session: Session, request: UnlearningRequest, model: Model, before: Revision, valid: Revision
+) -> dict[str, Any]:
+    """Return what every record says; `valid` is the revision that is in force from now on."""
+    manifest = Manifest.model_validate(model.manifest)
+    return {
+        "id": new_id(),
+        "request": RequestStatement(
+            id=request.id,
+            n_forget=request.sample_count,
+            sample_commitment=request.sample_commitment,
+        ),
+        "model": ModelStatement(
+            id=model.id,
+            name=model.name,
+            manifest_sha256=sha256_hex(canonical_json(model.manifest)),
+            task=manifest.task,
+            loss=manifest.loss,
+        ),
+        "revision_before": _revision(before),
+        "parameters": _parameters(request, manifest.num_features),
+        "environment": describe_environment(),
+        "scope": ScopeStatement(
+            covered=f"the {manifest.num_features} × {manifest.num_outputs} weights of the linear "
+            f"head, revision {valid.number}",
+            backbone=manifest.backbone.provenance.value,
+            not_covered=STANDARD_EXCLUSIONS,
+        ),
+        "limits": LIMITS,
+        "times": TimesStatement(
+            received=request.created_at,
+            # A request whose every worker fell silent at once may not even have begun.
+            started=request.started_at or request.created_at,
+            finished=_database_time(session),
+        ),
+    }
+
+
+def _parameters(request: UnlearningRequest, num_features: int) -> ParametersStatement:
+    options = options_of(request)
+    gate = GatePolicyStatement(**dataclasses.asdict(options.gate))
+    if options.method is not Method.PAPER_SDP:
+        return ParametersStatement(gate=gate, perturbation=None, floor=None, solver=None)
+    perturbation = PerturbationStatement(
+        law=options.perturbation.law,
+        count=options.perturbation.equations(num_features),
+        scale=options.perturbation.scale,
+    )
+    return ParametersStatement(
+        gate=gate, perturbation=perturbation, floor=options.floor, solver=options.solver
+    )
+
+
+def _revision(revision: Revision) -> RevisionStatement:
+    return RevisionStatement(
+        number=revision.number,
+        n_samples=revision.n_samples,
+        weights_sha256=revision.weights_sha256,
+        statistics_sha256=revision.statistics_sha256,
+    )
+
+
+def _gate(gate: "GateResult") -> GateStatement:
+    # JSON has no infinity; the words of `detail` keep what the number loses.
+    return GateStatement(
+        name=gate.name,
+        passed=gate.passed,
+        value=_finite(gate.value),
+        threshold=_finite(gate.threshold),
+        detail=gate.detail,
+    )
+
+
+def _solver(report: "SolverReport") -> SolverStatement:
+    figures = {name: _finite(value) for name, value in report.figures.items()}
+    return SolverStatement(name=report.name, status=report.status, figures=figures)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _database_time(session: Session) -> datetime.datetime:
+    # clock_timestamp(), not now(): that is when the transaction began.
+    time: datetime.datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return time
+
+
+def _dump(statement: BaseModel) -> dict[str, Any]:
+    return statement.model_dump(mode="json")

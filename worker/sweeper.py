@@ -1,0 +1,101 @@
+"""Rings for whatever still waits, and takes jobs away from workers that have fallen silent.
+
+A thread of every worker's main process, so that no message and no worker has to be reliable, and
+nobody has to run a scheduler.
+"""
+
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery import bootsteps
+
+from app.unlearning import service
+from app.unlearning.models import RequestState
+from worker.records import issue_failure
+from worker.services import Services, get_services
+
+CLEANING_SECONDS = 600.0
+
+logger = structlog.get_logger(__name__)
+
+
+def sweep(services: Services) -> None:
+    """Requeue what silent workers left behind, then ring if anything waits."""
+    with services.sessions.begin() as session:
+        lost = service.requeue_lost(
+            session, services.store, max_attempts=services.settings.max_attempts
+        )
+        for request in lost:
+            logger.warning(
+                "request.lost_its_worker", request_id=str(request.id), state=request.state
+            )
+            if request.state == RequestState.FAILED:
+                issue_failure(session, services, request, request.failure or {})
+    with services.sessions.begin() as session:
+        waiting = service.queued_models(session)
+    if waiting:
+        services.queue.ring_now()
+
+
+def clean(services: Services) -> None:
+    """Remove blobs whose keys are gone."""
+    with services.sessions.begin() as session:
+        if removed := services.store.remove_leftovers(session):
+            logger.info("artifacts.leftovers_removed", count=removed)
+
+
+class Sweeper:
+    """Runs `sweep` every few seconds, and `clean` now and then, until it is stopped."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lethe-sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and wait for the sweep that is under way."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        cleaned_at = float("-inf")
+        while True:
+            try:
+                sweep(self._services)
+                if time.monotonic() - cleaned_at > CLEANING_SECONDS:
+                    clean(self._services)
+                    cleaned_at = time.monotonic()
+            except Exception:
+                # A database that is away comes back; a sweeper that has died does not.
+                logger.exception("sweep.failed")
+            if self._stopped.wait(self._services.settings.sweep_seconds):
+                return
+
+
+class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Ties the sweeper to the life of a worker's main process."""
+
+    requires = {"celery.worker.components:Pool"}  # noqa: RUF012 - Celery's own attribute
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._sweeper: Sweeper | None = None
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Start sweeping with the worker."""
+        self._sweeper = Sweeper(get_services())
+        self._sweeper.start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop sweeping with the worker."""
+        if self._sweeper is not None:
+            self._sweeper.stop()
+            self._sweeper = None
+
+    terminate = stop

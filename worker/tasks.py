@@ -1,0 +1,18 @@
+"""The one Celery task: a doorbell was rung, so work off what waits in PostgreSQL."""
+
+from celery import shared_task
+
+from app.jobs import TASK
+from worker.services import get_services
+
+
+@shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery is untyped
+def work(*_: object) -> None:
+    """Run unlearning requests until none is left that this worker may claim."""
+    # Here, in the pool's child, and before anything is claimed: torch takes seconds to import, and
+    # a worker that cannot import it must not use up a request's attempts.
+    from worker.runner import run_next  # noqa: PLC0415
+
+    services = get_services()
+    while run_next(services):
+        pass
