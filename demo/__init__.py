@@ -1,0 +1,1 @@
+"""`lethe demo`: the whole way on real data, from training to certificates."""
