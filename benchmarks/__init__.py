@@ -1,0 +1,1 @@
+"""Reproducible measurements behind every claim of README: `python -m benchmarks.NAME`."""
