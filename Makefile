@@ -54,10 +54,10 @@ migrate: setup ## Bring DATABASE_URL's database to the newest schema
 	$(BIN)/lethe db upgrade
 
 migration: setup ## New migration from the models: M="add webhooks"
-	$(BIN)/alembic revision --autogenerate -m "$(M)"
+	$(BIN)/python -m migrations "$(M)"
 
 openapi: setup ## Write docs/openapi.json from the code
-	$(BIN)/python -m app.main > docs/openapi.json
+	$(BIN)/python -m app.http.openapi > docs/openapi.json
 
 bench: setup ## Every benchmark; results in benchmarks/results
 	mkdir -p benchmarks/results

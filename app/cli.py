@@ -66,7 +66,8 @@ def _introduce(url: str, state_dir: Path) -> None:
     console.print(f"  admin key  {key}")
     console.print(f"  logs       {state_dir / 'logs'}")
     console.print(f'  try        curl -H "Authorization: Bearer $(cat {key})" {url}/v1/models')
-    console.print("  stop       Ctrl-C, or `lethe down` in another terminal")
+    where = "" if state_dir == Path(".lethe") else f" --state-dir {state_dir}"
+    console.print(f"  stop       Ctrl-C, or `lethe down{where}` in another terminal")
 
 
 @app.command()

@@ -211,8 +211,7 @@ class Stack:
         _introduce(lock, RunningStack(os.getpid(), self.url, database_url))
         migrations.upgrade(database_url)
         self.admin_key = self._ensure_admin_key()
-        self._start_api(listener)
-        self._start_worker()
+        self._start_processes(listener)
         self._supervisor.start()
 
     def _prepare_environment(self) -> dict[str, str]:
@@ -246,28 +245,32 @@ class Stack:
         self._add("Valkey", server.launch)
         return server.url
 
-    def _start_api(self, listener: socket.socket) -> None:
-        command = Command(
-            (sys.executable, "-m", "app.embedded.serve", str(listener.fileno())),
+    def _start_processes(self, listener: socket.socket) -> None:
+        """Start API and worker side by side, then wait for both."""
+        name = f"lethe-{os.getpid()}@{socket.gethostname()}"
+        descriptor = listener.fileno()
+        api = self._add("API", self._api_command(descriptor).start)
+        worker = self._add("worker", self._worker_command(name).start, WORKER_STOP_SECONDS)
+        wait_until_ready(api.process, api.name, self._api_answers)
+        broker = broker_url(self.environment["REDIS_URL"])
+        with Celery(broker=broker, set_as_current=False) as client:
+            wait_until_ready(worker.process, worker.name, lambda: _worker_answers(client, name))
+
+    def _api_command(self, descriptor: int) -> Command:
+        return Command(
+            (sys.executable, "-m", "app.embedded.serve", str(descriptor)),
             log=self.log_dir / "api.log",
             environment=tuple(self.environment.items()),
-            file_descriptors=(listener.fileno(),),
+            file_descriptors=(descriptor,),
         )
-        part = self._add("API", command.start)
-        wait_until_ready(part.process, part.name, self._api_answers)
 
-    def _start_worker(self) -> None:
-        name = f"lethe-{os.getpid()}@{socket.gethostname()}"
+    def _worker_command(self, name: str) -> Command:
         options = ("--queues", QUEUE, "--concurrency", "1", "--hostname", name)
-        command = Command(
+        return Command(
             (sys.executable, "-m", "celery", "--app", "worker.celery", "worker", *options),
             log=self.log_dir / "worker.log",
             environment=tuple(self.environment.items()),
         )
-        part = self._add("worker", command.start, stop_seconds=WORKER_STOP_SECONDS)
-        broker = broker_url(self.environment["REDIS_URL"])
-        with Celery(broker=broker, set_as_current=False) as client:
-            wait_until_ready(part.process, part.name, lambda: _worker_answers(client, name))
 
     def _add(self, name: str, start: Callable[[], Process], stop_seconds: float = 30.0) -> Part:
         part = Part(name, start, start(), stop_seconds)
@@ -321,6 +324,9 @@ class Stack:
 
     def _stop_parts(self) -> None:
         """Stop in the opposite order of the start: nobody loses a server that it still needs."""
+        for name in ("API", "worker"):  # neither needs the other
+            if name in self.parts:
+                self.parts[name].process.ask_to_stop()
         for part in reversed(self.parts.values()):
             part.process.stop(part.stop_seconds)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from app.evidence._fields import Count, Name, Sha256, Strict, Timestamp
-from app.evidence._strict_json import read_base64
+from app.strict_json import read_base64
 
 CHECKPOINT_TYPE = "application/vnd.lethe.checkpoint.v1+json"
 

@@ -14,8 +14,8 @@ from securesystemslib.signer import (  # type: ignore[attr-defined]  # exported 
 )
 
 from app.artifacts.keyfiles import write_secret_file
-from app.evidence._strict_json import read_base64
 from app.evidence.formats import SignedEnvelope
+from app.strict_json import read_base64
 
 
 class SigningKeyError(ValueError):

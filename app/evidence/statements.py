@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from app.evidence._fields import Strict
-from app.evidence._strict_json import read_object
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.formats import EntryStatement
 from app.evidence.schemas import RECORD_STATEMENT, RecordStatement
+from app.strict_json import read_object
 
 RECORD_ISSUED = "record.issued"
 

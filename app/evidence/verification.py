@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.evidence._strict_json import read_object
 from app.evidence.canonical import chain_hash, leaf_hash, sha256_hex
 from app.evidence.formats import CHECKPOINT_TYPE, Bundle, CheckpointStatement, EntryStatement
 from app.evidence.schemas import (
@@ -18,6 +17,7 @@ from app.evidence.schemas import (
 )
 from app.evidence.signing import Verifier, read_payload
 from app.evidence.statements import read_document, read_record, record_entry
+from app.strict_json import read_object
 
 _LONGEST_FINDING = 300
 

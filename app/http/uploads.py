@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidInputError, UnsupportedMediaTypeError
-from app.evidence._strict_json import read_object
 from app.http import problems
+from app.strict_json import read_object
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"

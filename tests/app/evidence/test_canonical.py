@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.evidence._strict_json import read_base64, read_object
 from app.evidence.canonical import GENESIS, canonical_json, chain_hash, leaf_hash
+from app.strict_json import read_base64, read_object
 
 # RFC 8785, appendix B: IEEE 754 bits and how the number is written.
 NUMBERS = {
