@@ -45,6 +45,7 @@ def make_engine(database_url: str) -> Engine:
     return create_engine(
         database_url,
         pool_pre_ping=True,
+        hide_parameters=True,  # a logged SQL error would quote samples and keys
         connect_args={"connect_timeout": 5, "options": "-c timezone=UTC"},
     )
 

@@ -11,11 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from app.evidence.routes import router as evidence_router
 from app.http import health, problems
-from app.http.dependencies import Services
 from app.http.middleware import BodyLimit, RequestContext
 from app.logging import configure_logging
 from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
+from app.services import Services
 from app.settings import Settings, get_settings
 from app.unlearning.routes import router as unlearning_router
 from app.unlearning.schemas import UnlearningIn, UnlearningWithSamplesIn

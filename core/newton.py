@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.errors import IllConditionedError, InvalidTensorError
+from core.errors import IllConditionedError
 from core.problem import require_matrix
 from core.results import SolverReport
 
@@ -61,12 +61,18 @@ def newton_step(
     if training_gradient is not None:
         require_matrix("training_gradient", training_gradient, width, outputs)
         right_side = forget_gradient - training_gradient
+    # Before the factorisation, so that its copy of the matrix is gone when the factor comes.
+    norm = one_norm(hessian)
     factor = cholesky(hessian)
     change = solve(factor, right_side)
     moved = weights + change
     if not bool(torch.isfinite(moved).all()):
         raise IllConditionedError("Newton step: the solution overflows float64")
-    return NewtonStep(moved, _report(hessian, factor, change, right_side))
+    figures = {
+        "condition_estimate": condition_estimate(norm, factor),
+        "relative_residual": _relative_residual(hessian, change, right_side),
+    }
+    return NewtonStep(moved, SolverReport(name="cholesky", status="direct", figures=figures))
 
 
 def cholesky(hessian: Tensor) -> Tensor:
@@ -109,31 +115,39 @@ def solve(factor: Tensor, right_side: Tensor) -> Tensor:
     return solution
 
 
-def condition_estimate(matrix: Tensor, factor: Tensor) -> float:
+def one_norm(matrix: Tensor) -> float:
+    """Return ‖H‖₁, the largest sum of magnitudes in a column.
+
+    Args:
+        matrix: H, shape (d, d), float64, symmetric: rows are summed, which lie together in memory.
+
+    Returns:
+        A number >= 0.
+
+    >>> one_norm(torch.tensor([[1.0, -2.0], [-2.0, 1.0]], dtype=torch.float64))
+    3.0
+    """
+    return float(matrix.abs().sum(dim=1).max())
+
+
+def condition_estimate(norm: float, factor: Tensor) -> float:
     r"""Estimate κ₁ = ‖H‖₁‖H⁻¹‖₁ from below, in O(d²) (Hager 1984; Higham, algorithm 15.1).
 
     Every ‖H⁻¹x‖₁ with ‖x‖₁ = 1 is at most ‖H⁻¹‖₁; the iteration climbs to a local maximum.
 
     Args:
-        matrix: H, shape (d, d), float64, symmetric positive definite.
-        factor: Its upper Cholesky factor.
+        norm: ‖H‖₁.
+        factor: Upper Cholesky factor of H, shape (d, d), float64.
 
     Returns:
         A number <= κ₁ up to round-off, in practice within a factor of 3.
 
-    Raises:
-        InvalidTensorError: The shapes differ.
-
     >>> matrix = torch.diag(torch.tensor([1.0, 1e6], dtype=torch.float64))
-    >>> round(condition_estimate(matrix, cholesky(matrix)))
+    >>> round(condition_estimate(one_norm(matrix), cholesky(matrix)))
     1000000
     """
-    if matrix.shape != factor.shape:
-        raise InvalidTensorError(
-            f"factor: expected shape {tuple(matrix.shape)}, got {tuple(factor.shape)}"
-        )
-    width = matrix.shape[0]
-    probe = matrix.new_full((width, 1), 1.0 / width)
+    width = factor.shape[0]
+    probe = factor.new_full((width, 1), 1.0 / width)
     largest = 0.0
     for _ in range(_CONDITION_STEPS):
         image = solve(factor, probe)
@@ -145,16 +159,11 @@ def condition_estimate(matrix: Tensor, factor: Tensor) -> float:
             break
         probe = torch.zeros_like(probe)
         probe[best] = 1.0
-    # Rows instead of columns, since they lie together in memory.
-    norm = float(torch.linalg.vector_norm(matrix, ord=1, dim=1).max())
     return norm * largest
 
 
-def _report(hessian: Tensor, factor: Tensor, change: Tensor, right_side: Tensor) -> SolverReport:
-    misfit = float(torch.linalg.norm(torch.addmm(right_side, hessian, change, beta=-1)))
+def _relative_residual(hessian: Tensor, change: Tensor, right_side: Tensor) -> float:
+    # VᵀH takes half the time of HV: V has few columns.
+    misfit = float(torch.linalg.norm((change.T @ hessian).T.sub_(right_side)))
     size = float(torch.linalg.norm(right_side))
-    figures = {
-        "condition_estimate": condition_estimate(hessian, factor),
-        "relative_residual": misfit / size if size > 0 else misfit,
-    }
-    return SolverReport(name="cholesky", status="direct", figures=figures)
+    return misfit / size if size > 0 else misfit

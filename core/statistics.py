@@ -128,8 +128,8 @@ class StoredStatistics:
             InvalidTensorError: `weights` does not fit the statistics.
         """
         self._require_weights(weights)
-        raw = torch.addmm(self.cross, self.gram, weights, beta=-1)
-        return raw.add_(weights, alpha=ridge.shift(self.n_samples))
+        gradient = self._gram_times(weights).sub_(self.cross)
+        return gradient.add_(weights, alpha=ridge.shift(self.n_samples))
 
     def training_gradient_round_off(self, weights: Tensor, ridge: Ridge) -> float:
         r"""Bound how far `training_gradient` may be from that of the exact samples.
@@ -150,7 +150,7 @@ class StoredStatistics:
         """
         self._require_weights(weights)
         magnitude = weights.abs()
-        entries = torch.addmm(self.cross.abs(), self.gram.abs(), magnitude)
+        entries = (magnitude.T @ self.gram.abs()).T.add_(self.cross.abs())
         entries.add_(magnitude, alpha=ridge.shift(self.n_samples))
         evaluation = gamma(self.num_features + 3) * float(torch.linalg.norm(entries))
         reach = math.sqrt(float(weights.square().sum()) + self.num_outputs)
@@ -174,7 +174,7 @@ class StoredStatistics:
         """
         self._require_weights(weights)
         # tr Wᵀ(GW − 2B) + tr YᵀY = ‖XW − Y‖².
-        inner = torch.addmm(self.cross, self.gram, weights, beta=-2)
+        inner = self._gram_times(weights).sub_(self.cross, alpha=2.0)
         squares = float((weights * inner).sum()) + float(self.target_gram.trace())
         penalty = ridge.shift(self.n_samples) * float(weights.square().sum())
         # A perfect fit cancels to round-off of either sign; the loss itself is never negative.
@@ -211,6 +211,10 @@ class StoredStatistics:
         rest = _combine(self, _sum_of(forget), sign=-1)
         rest._require_possible()  # noqa: SLF001 - its own class
         return rest
+
+    def _gram_times(self, weights: Tensor) -> Tensor:
+        # G is symmetric, and WᵀG takes half the time of GW: W has few columns.
+        return (weights.T @ self.gram).T
 
     def _require_possible(self) -> None:
         # A factorisation, not eigenvalues, which are ten times dearer.

@@ -10,8 +10,8 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from app.errors import LeaseLostError
+from app.services import Services
 from app.unlearning import service
-from worker.services import Services
 
 BEATS_A_LEASE = 4
 PROGRESS_SECONDS = 0.2  # progress is written at most so often

@@ -45,12 +45,12 @@ from app.evidence.schemas import (
 from app.registry import service as registry
 from app.registry.models import Model, Revision
 from app.registry.schemas import Manifest
+from app.services import Services
 from app.unlearning.models import UnlearningRequest
 from core.errors import CoreError
 from core.vocabulary import Method, Standing, Tier
 from worker.environment import describe_environment
 from worker.options import options_of
-from worker.services import Services
 
 if TYPE_CHECKING:  # core.results imports torch
     from core.results import GateResult, Refused, SolverReport, Unlearned

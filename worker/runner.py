@@ -17,6 +17,7 @@ from app.errors import LeaseLostError
 from app.registry import service as registry
 from app.registry.models import Revision
 from app.registry.schemas import Manifest
+from app.services import Services
 from app.unlearning import samples as sample_files
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
@@ -36,7 +37,6 @@ from core.vocabulary import Method, RefusalCause, Tier
 from worker import records
 from worker.leases import Heartbeat
 from worker.options import options_of
-from worker.services import Services
 
 logger = structlog.get_logger(__name__)
 
@@ -90,7 +90,7 @@ def _claim(services: Services) -> UnlearningJob | None:
     with services.sessions.begin() as session:
         return unlearning.claim(
             session,
-            worker=services.worker,
+            worker=services.process,
             lease_seconds=services.settings.lease_seconds,
             max_attempts=services.settings.max_attempts,
         )

@@ -11,10 +11,11 @@ from typing import Any
 import structlog
 from celery import bootsteps
 
+from app.services import Services
 from app.unlearning import service
 from app.unlearning.models import RequestState
 from worker.records import issue_failure
-from worker.services import Services, get_services
+from worker.services import get_services
 
 CLEANING_SECONDS = 600.0
 

@@ -1,56 +1,21 @@
 """What routes ask for by name: settings, the request's own transaction, the caller."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from app import auth
 from app.artifacts.keys import MasterKey
 from app.artifacts.store import ArtifactStore
 from app.auth import Caller, Scope
-from app.db import make_engine, make_sessions
 from app.errors import AuthenticationError
 from app.evidence.signing import Signer
 from app.jobs import JobQueue
+from app.services import Services
 from app.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Everything that lives as long as the process."""
-
-    settings: Settings
-    engine: Engine
-    sessions: sessionmaker[Session]
-    keys: MasterKey
-    store: ArtifactStore
-    signer: Signer
-    queue: JobQueue
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Load keys and prepare connections; nothing is connected before it is used."""
-        keys = MasterKey.load(settings.master_key_file)
-        engine = make_engine(settings.database_url)
-        return cls(
-            settings=settings,
-            engine=engine,
-            sessions=make_sessions(engine),
-            keys=keys,
-            store=ArtifactStore(settings.artifacts_url, keys),
-            signer=Signer.load(settings.signing_key_file),
-            queue=JobQueue(settings.redis_url),
-        )
-
-    def close(self) -> None:
-        """Give connections back."""
-        self.queue.close()
-        self.engine.dispose()
 
 
 def get_services(request: Request) -> Services:

@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app import auth, tables
 from app.auth import Scope
-from app.http.dependencies import Services
 from app.main import create_app
+from app.services import Services
 from app.settings import Settings
 
 D, C, N = 4, 3, 40

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core.errors import IllConditionedError, InvalidTensorError
-from core.newton import cholesky, condition_estimate, newton_step, solve
+from core.newton import cholesky, condition_estimate, newton_step, one_norm, solve
 from core.problem import Ridge
 from core.vocabulary import RidgeConvention
 from tests.reference import ridge as reference
@@ -63,7 +63,7 @@ def test_a_step_changes_none_of_its_inputs():
 def test_the_condition_estimate_is_below_the_condition_number_and_near_it(seed, width, condition):
     matrix = positive_definite(seed, width, condition)
     true = float(torch.linalg.cond(matrix, p=1))
-    estimate = condition_estimate(matrix, cholesky(matrix))
+    estimate = condition_estimate(one_norm(matrix), cholesky(matrix))
     assert true / 5 <= estimate <= true * (1 + 1e-4)
 
 
@@ -104,8 +104,3 @@ def test_a_wrong_shape_is_named(broken):
     inputs[broken] = torch.zeros(5, dtype=torch.float64)
     with pytest.raises(InvalidTensorError, match=f"{broken}: expected shape"):
         newton_step(**inputs)
-
-
-def test_a_factor_of_another_matrix_is_refused():
-    with pytest.raises(InvalidTensorError, match=r"factor.*\(3, 3\).*\(2, 2\)"):
-        condition_estimate(torch.eye(3), torch.eye(2))

@@ -17,11 +17,11 @@ from app.embedded.launcher import ValkeyServer
 from app.jobs import QUEUE
 from app.registry import service as registry
 from app.registry.schemas import Manifest
+from app.services import Services
 from app.settings import Settings
 from app.unlearning import samples, service
 from app.unlearning.models import UnlearningRequest
 from app.unlearning.schemas import UnlearningIn
-from worker.services import Services
 
 
 @pytest.fixture

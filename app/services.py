@@ -1,0 +1,51 @@
+"""What a process holds as long as it lives, API and worker alike: settings, connections, keys."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Self
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.artifacts.keys import MasterKey
+from app.artifacts.store import ArtifactStore
+from app.db import make_engine, make_sessions
+from app.evidence.signing import Signer
+from app.jobs import JobQueue
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that requests, jobs and sweeps share."""
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    keys: MasterKey
+    store: ArtifactStore
+    signer: Signer
+    queue: JobQueue
+    process: str  # names this process in leases and logs
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Load keys and prepare connections; nothing is connected before it is used."""
+        keys = MasterKey.load(settings.master_key_file)
+        engine = make_engine(settings.database_url)
+        return cls(
+            settings=settings,
+            engine=engine,
+            sessions=make_sessions(engine),
+            keys=keys,
+            store=ArtifactStore(settings.artifacts_url, keys),
+            signer=Signer.load(settings.signing_key_file),
+            queue=JobQueue(settings.redis_url),
+            process=f"{socket.gethostname()}:{os.getpid()}",
+        )
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.queue.close()
+        self.engine.dispose()
