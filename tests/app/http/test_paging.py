@@ -15,7 +15,7 @@ WRONG = [
     ">q:1",
     "\x00",
     ">i:" + "9" * 150,
-    serialize_bookmark(((uuid.uuid4(),), True)),
+    serialize_bookmark(((uuid.UUID(int=1),), True)),
 ]
 
 
