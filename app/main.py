@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from app.evidence.routes import router as evidence_router
@@ -46,8 +47,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def assemble() -> FastAPI:
     """Return the application's routes, without anything that a configuration decides."""
-    app = FastAPI(
-        title="Lethe", version=version("lethe"), description=DESCRIPTION, lifespan=_lifespan
+    # FastAPI's own reference page loads scripts from elsewhere, beside a field for API keys.
+    app = FastAPIOffline(
+        title="Lethe",
+        version=version("lethe"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redoc_url=None,
     )
     problems.install(app)
     for router in (registry_router, unlearning_router, evidence_router, health.router):
