@@ -6,7 +6,7 @@ import datetime
 import importlib.util
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from app.errors import AppError
 PLUGINS = "lethe.commands"
 EXIT_FAILED = 1  # what was asked for did not come about, or a record does not verify
 EXIT_MISUSED = 2
+EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 # Paths and keys have to stay copyable: no colours inside them, no line breaks by the console.
 console = Console(highlight=False, soft_wrap=True)
@@ -48,15 +49,22 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
 ) -> None:
     """Start PostgreSQL, Valkey, the API and a worker here; Ctrl-C stops all of them."""
-    from app.embedded.stack import Stack
+    from app.embedded.stack import Stack, unwinding_on_stop_signals
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with _explained_errors(), ExitStack() as resources:
-        with console.status("Starting PostgreSQL, Valkey, the API and a worker ..."):
-            stack = resources.enter_context(Stack(state_dir, port, host=host))
-        _introduce(stack.url, state_dir)
-        stack.wait()
-        console.print("Stopping ...")
+    stack = None
+    try:
+        with _explained_errors(), unwinding_on_stop_signals(), ExitStack() as resources:
+            with console.status("Starting PostgreSQL, Valkey, the API and a worker ..."):
+                stack = resources.enter_context(Stack(state_dir, port, host=host))
+            with suppress(KeyboardInterrupt):  # a signal between the two
+                _introduce(stack.url, state_dir)
+                stack.wait()
+            console.print("Stopping ...")
+    except KeyboardInterrupt:
+        when = "before it was up" if stack is None else "while it was stopping"
+        errors.print(f"Interrupted {when}. The state stays in {state_dir}.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     console.print(f"Stopped. The state stays in {state_dir}.")
 
 

@@ -73,6 +73,22 @@ class JobQueue:
             return False
         return True
 
+    def ring_unless_waiting(self) -> bool:
+        """Ring unless a message waits already: whoever takes that one finds all there is.
+
+        So repeated rings never fill the broker while every worker is busy.
+
+        Returns:
+            Whether a message is waiting now; False, and a log entry, when the broker is away.
+        """
+        try:
+            with self._celery.producer_or_acquire() as producer:
+                waiting = producer.channel.queue_declare(QUEUE).message_count
+        except (KombuError, OperationalError, RedisError, OSError) as error:
+            logger.warning("doorbell.unreachable", error=repr(error), remedy="the sweeper rings")
+            return False
+        return bool(waiting) or self.ring_now()
+
     def close(self) -> None:
         """Give the broker's connections back."""
         self._celery.close()

@@ -53,6 +53,7 @@ def assemble() -> FastAPI:
         version=version("lethe"),
         description=DESCRIPTION,
         lifespan=_lifespan,
+        redirect_slashes=False,  # it would redirect to whatever host the request's header names
         redoc_url=None,
     )
     problems.install(app)

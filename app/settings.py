@@ -10,12 +10,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """One typed place for what an operator may choose."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    # URLs may hold passwords, so neither errors nor representations quote them.
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
-    database_url: str = Field(description="postgresql+psycopg://user:password@host/database")
-    redis_url: str = Field(description="redis://host:6379/0, or unix:///path/to/socket")
+    database_url: str = Field(
+        repr=False, description="postgresql+psycopg://user:password@host/database"
+    )
+    redis_url: str = Field(repr=False, description="redis://host:6379/0, or unix:///path/to/socket")
     artifacts_url: str = Field(
-        description="fsspec location of encrypted artifacts, e.g. file:///data"
+        repr=False, description="fsspec location of encrypted artifacts, e.g. file:///data"
     )
     master_key_file: Path = Field(description="32 random bytes, base64: wraps every artifact's key")
     signing_key_file: Path = Field(

@@ -4,16 +4,26 @@ import base64
 import json
 from typing import Any
 
+_KINDS = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
 
 def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} stands twice")
+        found[key] = value
     return found
 
 
@@ -30,7 +40,7 @@ def read_object(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply to be one of this service's files") from None
     if not isinstance(found, dict):
-        raise ValueError(f"expected a JSON object, found {str(found)[:40]!r}")  # noqa: TRY004 - input
+        raise ValueError(f"expected a JSON object, found {_KINDS[type(found)]}")  # noqa: TRY004 - input
     return found
 
 

@@ -20,8 +20,10 @@ ATTESTED_STATISTICS = Assumption(
     "that travels with them",
     Standing.ATTESTED,
 )
+# No computation can show it for a single sample: sums of different data sets may look alike.
 ATTESTED_MEMBERSHIP = Assumption(
-    "every forget sample is a member of the training set and has not been removed before",
+    "every forget sample is a member of the training set, sent with the target that it was trained "
+    "with, and has not been removed before; nothing but the owner's word says so of each one",
     Standing.ATTESTED,
 )
 ATTESTED_OBJECTIVE = Assumption(
@@ -29,7 +31,8 @@ ATTESTED_OBJECTIVE = Assumption(
     Standing.ATTESTED,
 )
 ATTESTED_SIZE = Assumption(
-    "the training set has the declared number of samples, none longer than the declared norm bound",
+    "the training set has the declared number of samples, none longer than the declared norm bound "
+    "by more than 1e-6 of it",
     Standing.ATTESTED,
 )
 ATTESTED_OPTIMUM = Assumption(
@@ -340,8 +343,8 @@ def cross_fitted_estimate(reliability: float) -> Bound:
         "METHOD (7)",
         reliability,
         certifies=False,
-        note="an estimate of the residual relative to the forget gradient, no bound; doing nothing "
-        "scores 1",
+        note="an estimate of what this deletion leaves relative to the forget gradient, no bound; "
+        "doing nothing scores 1, and what earlier estimates left is not in it",
         assumptions=(EXCHANGEABLE,),
     )
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from core.errors import CoreError, IllConditionedError, SolverError, StatisticsMismatchError
 from core.hessian.forget_curvature import forget_curvature
-from core.newton import cholesky, solve
+from core.newton import cholesky
 from core.options import GatePolicy, unknowns
 from core.problem import Ridge, SampleSet
 from core.results import GateResult
+from core.rounding import LARGEST_RELATIVE_ROUND_OFF
 from core.vocabulary import RefusalCause
 
 _HALVES = 2
@@ -63,13 +64,48 @@ def require_remainder(n_forget: int, n_samples: int) -> GateResult:
     return result
 
 
+def require_precise(relative_round_off: float) -> GateResult:
+    """Check that stored statistics are precise enough to refuse samples and to certify anything.
+
+    Round-off as large as the statistics would let any samples pass the downdate, and a bound of its
+    size would certify weights that it says nothing about.
+
+    Args:
+        relative_round_off: Bound on the round-off of the statistics over their trace.
+
+    Returns:
+        The passed gate.
+
+    Raises:
+        GateFailedError: It is above 1e-6.
+    """
+    passed = relative_round_off <= LARGEST_RELATIVE_ROUND_OFF
+    result = GateResult(
+        "statistics_are_precise",
+        passed,
+        relative_round_off if math.isfinite(relative_round_off) else None,
+        LARGEST_RELATIVE_ROUND_OFF,
+        f"the statistics carry a round-off of at most {relative_round_off:.3g} of their trace",
+    )
+    if not passed:
+        raise GateFailedError(
+            result,
+            RefusalCause.ILL_CONDITIONED,
+            "collect the statistics of the remaining samples anew, in float64, or retrain",
+        )
+    return result
+
+
 def downdate_passed() -> GateResult:
     """Return the gate that `StoredStatistics.downdate` is, when it did not raise.
 
     Returns:
         The passed gate.
     """
-    return _downdate_gate("the downdated statistics are those of a data set, up to round-off")
+    return _downdate_gate(
+        "the downdated statistics are positive semidefinite up to round-off, as those of any data "
+        "set are"
+    )
 
 
 def downdate_failed(error: StatisticsMismatchError) -> GateFailedError:
@@ -98,9 +134,7 @@ def unsolvable(error: IllConditionedError | SolverError) -> GateFailedError:
         The refusal, to be raised or recorded.
     """
     return GateFailedError(
-        GateResult(
-            "positive_definite", passed=False, value=None, threshold=None, detail=str(error)
-        ),
+        GateResult("solution_exists", passed=False, value=None, threshold=None, detail=str(error)),
         RefusalCause.ILL_CONDITIONED,
         "train with a stronger ridge, or rescale or drop features that repeat each other",
     )
@@ -273,7 +307,7 @@ def _downdate_gate(detail: str, *, passed: bool = True) -> GateResult:
 
 
 def _mismatch(fitted: Tensor, held_out: Tensor, forget_gradient: Tensor) -> float:
-    change = solve(cholesky(fitted), forget_gradient)
+    change = cholesky(fitted).solve(forget_gradient)
     return float(torch.linalg.norm((held_out - fitted) @ change))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from core.errors import IllConditionedError
+from core.factorisation import Factorisation, factorise
 from core.problem import require_matrix
 from core.results import SolverReport
 
@@ -64,7 +65,7 @@ def newton_step(
     # Before the factorisation, so that its copy of the matrix is gone when the factor comes.
     norm = one_norm(hessian)
     factor = cholesky(hessian)
-    change = solve(factor, right_side)
+    change = factor.solve(right_side)
     moved = weights + change
     if not bool(torch.isfinite(moved).all()):
         raise IllConditionedError("Newton step: the solution overflows float64")
@@ -75,44 +76,26 @@ def newton_step(
     return NewtonStep(moved, SolverReport(name="cholesky", status="direct", figures=figures))
 
 
-def cholesky(hessian: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of a Hessian (a third faster than the lower one here).
+def cholesky(hessian: Tensor) -> Factorisation:
+    """Return the Cholesky factorisation of a Hessian.
 
     Args:
-        hessian: Shape (d, d), float64, symmetric; only its upper triangle is read.
+        hessian: Shape (d, d), float64, symmetric.
 
     Returns:
-        U with UᵀU = hessian, shape (d, d), float64.
+        The factorisation, complete.
 
     Raises:
         IllConditionedError: It is not positive definite in float64. No jitter is added: a changed
             Hessian would void the residual that a bound states.
     """
-    factor: Tensor
-    factor, failed_minor = torch.linalg.cholesky_ex(hessian, upper=True)
-    if (order := int(failed_minor)) > 0:
+    factor = factorise(hessian)
+    if factor.failed_minor > 0:
         raise IllConditionedError(
-            f"Hessian: its leading minor of order {order} is not positive in float64; a stronger "
-            "ridge would make it so"
+            f"Hessian: its leading minor of order {factor.failed_minor} is not positive in "
+            "float64; a stronger ridge would make it so"
         )
     return factor
-
-
-def solve(factor: Tensor, right_side: Tensor) -> Tensor:
-    """Return H⁻¹Q from the Cholesky factor of H.
-
-    Args:
-        factor: U with UᵀU = H, shape (d, d), float64.
-        right_side: Q, shape (d, k), float64.
-
-    Returns:
-        Shape (d, k), float64.
-    """
-    # Two triangular solves read the factor in place; torch.cholesky_solve copies it first.
-    solution: Tensor
-    solution = torch.linalg.solve_triangular(factor.mT, right_side, upper=False)
-    solution = torch.linalg.solve_triangular(factor, solution, upper=True)
-    return solution
 
 
 def one_norm(matrix: Tensor) -> float:
@@ -130,14 +113,14 @@ def one_norm(matrix: Tensor) -> float:
     return float(matrix.abs().sum(dim=1).max())
 
 
-def condition_estimate(norm: float, factor: Tensor) -> float:
+def condition_estimate(norm: float, factor: Factorisation) -> float:
     r"""Estimate κ₁ = ‖H‖₁‖H⁻¹‖₁ from below, in O(d²) (Hager 1984; Higham, algorithm 15.1).
 
     Every ‖H⁻¹x‖₁ with ‖x‖₁ = 1 is at most ‖H⁻¹‖₁; the iteration climbs to a local maximum.
 
     Args:
         norm: ‖H‖₁.
-        factor: Upper Cholesky factor of H, shape (d, d), float64.
+        factor: The Cholesky factorisation of H.
 
     Returns:
         A number <= κ₁ up to round-off, in practice within a factor of 3.
@@ -146,14 +129,13 @@ def condition_estimate(norm: float, factor: Tensor) -> float:
     >>> round(condition_estimate(one_norm(matrix), cholesky(matrix)))
     1000000
     """
-    width = factor.shape[0]
-    probe = factor.new_full((width, 1), 1.0 / width)
+    probe = factor.storage.new_full((factor.size, 1), 1.0 / factor.size)
     largest = 0.0
     for _ in range(_CONDITION_STEPS):
-        image = solve(factor, probe)
+        image = factor.solve(probe)
         largest = max(largest, float(image.abs().sum()))
         # H⁻¹ is symmetric, so the same solve gives the gradient of ‖H⁻¹x‖₁.
-        slope = solve(factor, image.sign())
+        slope = factor.solve(image.sign())
         best = int(slope.abs().argmax())
         if float(slope[best].abs()) <= float((slope * probe).sum()):
             break

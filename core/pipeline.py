@@ -181,6 +181,7 @@ def _admit(deletion: _Deletion) -> StoredStatistics | None:
     deletion.gates.append(gate.require_remainder(len(deletion.forget), deletion.model.n_samples))
     if deletion.statistics is None:
         return None
+    deletion.gates.append(gate.require_precise(deletion.statistics.relative_round_off))
     remaining = deletion.statistics.downdate(deletion.forget)
     deletion.gates.append(gate.downdate_passed())
     return remaining
@@ -304,7 +305,8 @@ def _bound(
         ),
         n_remaining=deletion.n_remaining,
         ridge=model.ridge,
-        feature_norm_bound=model.feature_norm_bound,
+        # Retain samples may be as long as forget samples may be.
+        feature_norm_bound=model.feature_norm_bound * (1.0 + _NORM_SLACK),
         training_gradient_bound=model.gradient_norm_bound,
     )
     found = [

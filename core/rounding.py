@@ -6,6 +6,9 @@ and Stability of Numerical Algorithms*, 2nd ed., chapter 3.
 """
 
 UNIT_ROUND_OFF = 2.0**-53
+# What stored statistics may carry, relative to their trace: sums in float64 start at about 1e-13,
+# and what is left of them after large deletions is coarser.
+LARGEST_RELATIVE_ROUND_OFF = 1e-6
 
 # Evaluating a bound rounds as well: at most 2^32 operations a scalar, of relative error 2^-53 each.
 _MARGIN = 1.0 + 2.0**-20

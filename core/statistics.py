@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
+from core.factorisation import factorise
 from core.problem import Ridge, SampleSet, require_matrix
 from core.rounding import UNIT_ROUND_OFF, gamma, upward
 
@@ -64,7 +65,8 @@ class StoredStatistics:
 
         Without a known `round_off` the worst case of float64 sums in any order is taken:
         |M̂ − M| ≤ γ_n |A|ᵀ|A| for A = [X Y], whose norm is at most trace(M); one more rounding makes
-        M̂ symmetric, and one covers the trace being that of M̂. What symmetry changes is added.
+        M̂ symmetric, and one covers the trace being that of M̂. What symmetry changes is added, to a
+        declared `round_off` too: M is symmetric, so M̂ is off by at least as much as it is not.
 
         Args:
             gram: XᵀX, shape (d, d), float64, symmetric up to round-off.
@@ -85,7 +87,9 @@ class StoredStatistics:
         if round_off is None:
             trace = float(exact_gram.diagonal().abs().sum())
             trace += float(exact_target_gram.diagonal().abs().sum())
-            round_off = upward(gamma(n_samples + 2) * trace + gram_gap + target_gap)
+            round_off = upward(gamma(n_samples + 2) * trace)
+        if gram_gap + target_gap > 0:
+            round_off = upward(round_off + gram_gap + target_gap)
         return cls(exact_gram, cross, exact_target_gram, n_samples, round_off)
 
     def __add__(self, other: "StoredStatistics") -> "StoredStatistics":
@@ -100,6 +104,14 @@ class StoredStatistics:
     def num_outputs(self) -> int:
         """Return C."""
         return self.cross.shape[1]
+
+    @property
+    def relative_round_off(self) -> float:
+        """Return `round_off` over the trace of M̂: about 1e-13 for float64 sums, 0 for no data."""
+        trace = float(self.gram.trace()) + float(self.target_gram.trace())
+        if self.round_off == 0:
+            return 0.0
+        return self.round_off / trace if trace > 0 else math.inf
 
     def hessian(self, ridge: Ridge) -> Tensor:
         """Return H = G + shift(n)·I of the training objective, summed over the samples.
@@ -219,21 +231,21 @@ class StoredStatistics:
     def _require_possible(self) -> None:
         # A factorisation, not eigenvalues, which are ten times dearer.
         width, size = self.num_features, self.num_features + self.num_outputs
-        # The factorisation reads the upper triangle alone.
-        augmented = self.gram.new_zeros(size, size)
+        augmented = self.gram.new_empty(size, size)
         augmented[:width, :width] = self.gram
         augmented[:width, width:] = self.cross
+        augmented[width:, :width] = self.cross.T
         augmented[width:, width:] = self.target_gram
         trace = max(float(augmented.trace()), 0.0)
         tolerance = upward(2.0 * (self.round_off + gamma(size + 2) * trace))
         # All-zero data have no round-off at all, but a factor needs a positive pivot.
         augmented.diagonal().add_(max(tolerance, torch.finfo(torch.float64).tiny))
-        _, failed_minor = torch.linalg.cholesky_ex(augmented, upper=True)
-        if int(failed_minor) > 0:
+        if factorise(augmented).failed_minor > 0:
             raise StatisticsMismatchError(
                 "forget set: without it the statistics would have an eigenvalue below "
-                f"-{tolerance:.3g}, which those of no data set have: samples were never in the "
-                "training set, or were removed before"
+                f"-{0.5 * tolerance:.3g}, which those of no data set have: samples were never in "
+                "the training set, or were removed before, or the statistics are less precise "
+                "than they declare"
             )
 
     def _require_weights(self, weights: Tensor) -> None:

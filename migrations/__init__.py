@@ -6,6 +6,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+# A migration that waits for a lock makes every later query on that table wait behind it.
+LOCK_TIMEOUT = "5s"
+
 
 def configuration(database_url: str | None = None) -> Config:
     """Return Alembic's configuration, made without a file; no URL means the service's own."""

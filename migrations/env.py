@@ -3,11 +3,10 @@
 from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine, text
 
+import migrations
 from app.settings import get_settings
 from app.tables import metadata
 
-# A migration that waits for a lock makes every later query on that table wait behind it.
-LOCK_TIMEOUT = "5s"
 STATEMENT_TIMEOUT = "10min"
 # Two hosts that deploy at once migrate one after the other.
 ADVISORY_LOCK = int.from_bytes(b"lethe")
@@ -20,12 +19,13 @@ def database_url() -> str:
 
 def run(connection: Connection) -> None:
     """Migrate in one transaction: all steps or none."""
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.commit()
     context.configure(connection=connection, target_metadata=metadata)
     with context.begin_transaction():
+        # Before the lock timeout, which would hold for it too: another's migration takes its time.
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{migrations.LOCK_TIMEOUT}'"))
         context.run_migrations()
 
 

@@ -3,8 +3,9 @@
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -15,8 +16,31 @@ from app.unlearning import service
 
 BEATS_A_LEASE = 4
 PROGRESS_SECONDS = 0.2  # progress is written at most so often
+RETRY_SECONDS = 0.5
+
+Result = TypeVar("Result")
 
 logger = structlog.get_logger(__name__)
+
+
+def insist(services: Services, step: Callable[[], Result]) -> Result:
+    """Repeat a step while the database is away, for as long as a lease lasts.
+
+    A restarted PostgreSQL should not cost an attempt. What is repeated has to be one transaction;
+    if it was committed and only the answer was lost, the lease is closed and `hold` says so.
+
+    Raises:
+        OperationalError: The database stayed away.
+    """
+    until = time.monotonic() + services.settings.lease_seconds
+    while True:
+        try:
+            return step()
+        except OperationalError:
+            if time.monotonic() >= until:
+                raise
+            logger.warning("database.away", exc_info=True)
+            time.sleep(RETRY_SECONDS)
 
 
 class Heartbeat:
@@ -64,7 +88,7 @@ class Heartbeat:
         self._thread.join()
         if kind is None:
             self._require_lease()
-            if not self._renew():
+            if not insist(self._services, self._renew):
                 raise self._loss()
 
     def _beat(self) -> None:
@@ -76,8 +100,8 @@ class Heartbeat:
             self._news.clear()
             try:
                 kept = self._renew()
-            except OperationalError:
-                # The database is away. The lease holds until its end, whoever can be asked.
+            except Exception:
+                # The database is away, or worse. The lease holds until its end all the same.
                 logger.exception("lease.not_renewed", job_id=str(self._job_id))
                 kept = time.monotonic() - renewed_at < self._lease_seconds
             else:

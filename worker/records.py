@@ -9,8 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from pydantic import BaseModel
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.artifacts.keys import MasterKeyError
@@ -48,22 +50,18 @@ from app.registry.schemas import Manifest
 from app.services import Services
 from app.unlearning.models import UnlearningRequest
 from core.errors import CoreError
-from core.vocabulary import Method, Standing, Tier
+from core.vocabulary import Method, Tier
 from worker.environment import describe_environment
 from worker.options import options_of
 
 if TYPE_CHECKING:  # core.results imports torch
     from core.results import GateResult, Refused, SolverReport, Unlearned
 
+logger = structlog.get_logger(__name__)
+
 ATTEMPTS_EXHAUSTED = "attempts-exhausted"
 UNEXPECTED_ERROR = "unexpected-error"
 
-# No computation can show it for a single sample: sums of different data sets may look alike.
-MEMBERSHIP = AssumptionStatement(
-    text="The forget samples are members of the training set and were sent with the targets that "
-    "they were trained with; nothing but the owner's word says so of each one.",
-    standing=Standing.ATTESTED,
-)
 LIMITS = (
     *STANDARD_LIMITS,
     "Scores and losses describe the weights; they are no evidence that anything was forgotten.",
@@ -131,10 +129,7 @@ def issue_completion(
         method=unlearned.method,
         seeds=dict(unlearned.seeds),
         revision_after=_revision(after),
-        assumptions=(
-            MEMBERSHIP,
-            *map(AssumptionStatement.model_validate, unlearned.assumptions),
-        ),
+        assumptions=tuple(map(AssumptionStatement.model_validate, unlearned.assumptions)),
         solvers=tuple(map(_solver, unlearned.solvers)),
         bounds=tuple(map(BoundStatement.model_validate, unlearned.bounds)),
         gates=tuple(map(_gate, unlearned.gates)),
@@ -178,6 +173,22 @@ def issue_failure(
         detail=failure["detail"],
     )
     return _issue(session, services, RecordKind.FAILURE, request, statement)
+
+
+def issue_failure_if_possible(
+    session: Session, services: Services, request: UnlearningRequest, failure: Mapping[str, Any]
+) -> None:
+    """Sign a failure; a request that no record can be made about ends without one.
+
+    Else it would be tried, and block its model, for ever. The log's entry on its end remains.
+    """
+    try:
+        with session.begin_nested():
+            issue_failure(session, services, request, failure)
+    except OperationalError:
+        raise  # The database is away, and the request as it was.
+    except Exception:
+        logger.exception("record.not_issued", request_id=str(request.id))
 
 
 def _issue(

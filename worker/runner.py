@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
@@ -18,7 +19,7 @@ from app.registry import service as registry
 from app.registry.models import Revision
 from app.registry.schemas import Manifest
 from app.services import Services
-from app.unlearning import samples as sample_files
+from app.unlearning import digests as keyed_digests
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
 from core.options import UnlearningOptions
@@ -35,7 +36,7 @@ from core.serialization import (
 from core.statistics import StoredStatistics
 from core.vocabulary import Method, RefusalCause, Tier
 from worker import records
-from worker.leases import Heartbeat
+from worker.leases import Heartbeat, insist
 from worker.options import options_of
 
 logger = structlog.get_logger(__name__)
@@ -66,20 +67,20 @@ def run_next(services: Services) -> bool:
     try:
         with Heartbeat(services, job.id) as heartbeat:
             started = time.monotonic()
-            work = _load(services, job)
+            work = insist(services, partial(_load, services, job))
             result = _compute(work, heartbeat)
             seconds = time.monotonic() - started
         if isinstance(result, Unlearned):
-            _complete(services, work, result, seconds)
+            insist(services, partial(_complete, services, work, result, seconds))
         else:
-            _refuse(services, work, result)
+            insist(services, partial(_refuse, services, work, result))
     except LeaseLostError:
         log.warning("job.lease_lost", exc_info=True)
     except Exception as error:
         # Whatever it was: one request's misfortune must not end the worker.
         log.exception("job.attempt_failed")
-        _give_up(services, job, error)
-        return False
+        # Not again at once: whatever it was may pass until the sweeper rings.
+        return insist(services, partial(_give_up, services, job, error))
     else:
         log.info("job.finished", outcome=type(result).__name__.lower(), seconds=seconds)
     return True
@@ -106,7 +107,7 @@ def _load(services: Services, job: UnlearningJob) -> Work:
         statistics = registry.load_statistics(session, services.store, revision)
         holdout = registry.load_holdout(session, services.store, model)
         forget = unlearning.load_samples(session, services.store, request)
-        digests = sample_files.digests(forget, registry.digest_key(services.keys, model))
+        digests = keyed_digests.of_each(forget, registry.digest_key(services.keys, model))
         forgotten = unlearning.already_forgotten(session, model, digests)
     manifest = Manifest.model_validate(model.manifest)
     return Work(
@@ -224,17 +225,23 @@ def _refuse(services: Services, work: Work, refused: Refused) -> None:
         records.issue_refusal(session, services, request, refused)
 
 
-def _give_up(services: Services, claimed: UnlearningJob, error: Exception) -> None:
-    """Put the request back into the queue, or say that it failed if that was its last attempt."""
+def _give_up(services: Services, claimed: UnlearningJob, error: Exception) -> bool:
+    """Put the request back into the queue, or say that it failed if that was its last attempt.
+
+    Returns:
+        Whether it has ended, so that the next one's turn has come.
+    """
     try:
         with services.sessions.begin() as session:
             job = unlearning.hold(session, claimed.id)
             request = unlearning.request_of(session, job)
             if request.attempts < services.settings.max_attempts:
                 unlearning.release(session, job)
-            else:
-                failure = records.describe_failure(error)
-                request = unlearning.fail(session, services.store, job, failure=failure)
-                records.issue_failure(session, services, request, failure)
+                return False
+            failure = records.describe_failure(error)
+            request = unlearning.fail(session, services.store, job, failure=failure)
+            records.issue_failure_if_possible(session, services, request, failure)
     except LeaseLostError:
         logger.warning("job.lease_lost", job_id=str(claimed.id), exc_info=True)
+        return False
+    return True

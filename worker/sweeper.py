@@ -6,15 +6,18 @@ nobody has to run a scheduler.
 
 import threading
 import time
+import uuid
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
 from celery import bootsteps
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app.services import Services
 from app.unlearning import service
-from app.unlearning.models import RequestState
-from worker.records import issue_failure
+from worker.records import issue_failure_if_possible
 from worker.services import get_services
 
 CLEANING_SECONDS = 600.0
@@ -23,21 +26,45 @@ logger = structlog.get_logger(__name__)
 
 
 def sweep(services: Services) -> None:
-    """Requeue what silent workers left behind, then ring if anything waits."""
+    """Requeue what silent workers left behind, end what has no attempt left, ring if any waits."""
+    most = services.settings.max_attempts
+
+    def requeue(session: Session, job_id: uuid.UUID) -> None:
+        if (request := service.requeue_lost(session, job_id)) is not None:
+            logger.warning("request.lost_its_worker", request_id=str(request.id))
+
+    def end(session: Session, request_id: uuid.UUID) -> None:
+        request = service.fail_exhausted(session, services.store, request_id, max_attempts=most)
+        if request is not None:
+            logger.warning("request.attempts_exhausted", request_id=str(request.id))
+            issue_failure_if_possible(session, services, request, request.failure or {})
+
     with services.sessions.begin() as session:
-        lost = service.requeue_lost(
-            session, services.store, max_attempts=services.settings.max_attempts
-        )
-        for request in lost:
-            logger.warning(
-                "request.lost_its_worker", request_id=str(request.id), state=request.state
-            )
-            if request.state == RequestState.FAILED:
-                issue_failure(session, services, request, request.failure or {})
+        lost = service.lost_jobs(session)
+    _each(services, lost, requeue)
+    with services.sessions.begin() as session:
+        exhausted = service.exhausted_requests(session, max_attempts=most)
+    _each(services, exhausted, end)
     with services.sessions.begin() as session:
         waiting = service.queued_models(session)
     if waiting:
-        services.queue.ring_now()
+        services.queue.ring_unless_waiting()
+
+
+def _each(
+    services: Services,
+    identifiers: Iterable[uuid.UUID],
+    act: Callable[[Session, uuid.UUID], None],
+) -> None:
+    """Act on each in a transaction of its own: a poison one must not keep the others waiting."""
+    for identifier in identifiers:
+        try:
+            with services.sessions.begin() as session:
+                act(session, identifier)
+        except OperationalError:
+            raise  # The database is away, for the others too.
+        except Exception:
+            logger.exception("sweep.one_failed", id=str(identifier))
 
 
 def clean(services: Services) -> None:
@@ -72,8 +99,10 @@ class Sweeper:
                 if time.monotonic() - cleaned_at > CLEANING_SECONDS:
                     clean(self._services)
                     cleaned_at = time.monotonic()
+            except OperationalError as error:
+                logger.warning("sweep.database_away", error=str(error))
             except Exception:
-                # A database that is away comes back; a sweeper that has died does not.
+                # Whatever it was may pass; a sweeper that has died does not come back.
                 logger.exception("sweep.failed")
             if self._stopped.wait(self._services.settings.sweep_seconds):
                 return

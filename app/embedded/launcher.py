@@ -176,18 +176,28 @@ class Process:
 def wait_until_ready(
     process: Process, name: str, ready: Callable[[], bool], timeout: float = START_SECONDS
 ) -> None:
-    """Poll `ready` until it holds.
+    """Poll `ready` until it holds; whatever ends the wait otherwise ends the process too.
 
     Raises:
         LauncherError: The process ended, or was not ready in time; with the end of its log.
     """
+    try:
+        _poll_until_ready(process, name, ready, timeout)
+    except BaseException:
+        # Of a signal, too: nobody else knows of the process yet.
+        process.stop()
+        raise
+
+
+def _poll_until_ready(
+    process: Process, name: str, ready: Callable[[], bool], timeout: float
+) -> None:
     deadline = time.monotonic() + timeout
     while not ready():
         status = process.exit_status
         if status is None and time.monotonic() < deadline:
             time.sleep(0.02)
             continue
-        process.stop()
         why = "was not ready in time" if status is None else f"ended with status {status}"
         raise LauncherError(
             f"{name} {why}; the end of {process.command.log}:\n{process.command.tail()}"

@@ -103,7 +103,8 @@ class Part:
         elif now >= self.retry_at:
             try:
                 self.process = self.start()
-            except LauncherError:
+            except Exception:
+                # No memory, no disk: that passes, and a supervisor that has died helps nobody.
                 logger.exception("%s could not be started again", self.name)
                 self._postpone(time.monotonic())
             else:
@@ -189,14 +190,9 @@ class Stack:
         def note(signum: int, _frame: FrameType | None) -> None:
             received.append(signum)
 
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        previous = [signal.signal(signum, note) for signum in signals]
-        try:
+        with _on_stop_signals(note):
             while not received:
                 time.sleep(POLL_SECONDS)
-        finally:
-            for signum, handler in zip(signals, previous, strict=True):
-                signal.signal(signum, handler)
 
     def _start(self) -> None:
         _require_worker_libraries()
@@ -331,6 +327,33 @@ class Stack:
             part.process.stop(part.stop_seconds)
 
 
+@contextmanager
+def unwinding_on_stop_signals() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal raise KeyboardInterrupt too: a start is then undone.
+
+    Left alone they would end this process where it stands, and the others without their turn.
+    """
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _on_stop_signals(interrupt):
+        yield
+
+
+@contextmanager
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` asked for that
+        signals.append(signal.SIGHUP)
+    previous = [signal.signal(signum, handler) for signum in signals]
+    try:
+        yield
+    finally:
+        for signum, former in zip(signals, previous, strict=True):
+            signal.signal(signum, former)
+
+
 @dataclass(frozen=True, slots=True)
 class RunningStack:
     """What a stack tells about itself in its lock file, as far as its start has come."""
@@ -352,6 +375,14 @@ def running_stack(state_dir: Path) -> RunningStack | None:
             # The very first stack of this folder has the lock and is about to write.
             time.sleep(POLL_SECONDS)
     return None
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_locked(lock: IO[str]) -> bool:
@@ -387,15 +418,15 @@ def _lock(state_dir: Path) -> Iterator[IO[str]]:
     path = state_dir / "lock"
     path.touch(mode=0o600)
     with path.open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = running_stack(state_dir)
-            where = "" if owner is None else f" (process {owner.pid}, {owner.url or 'starting'})"
-            raise StackRunningError(
-                f"a service already runs on {state_dir}{where}: use that one, stop it with"
-                " `lethe down`, or choose another folder with --state-dir"
-            ) from None
+        while not _take(lock):
+            if (owner := running_stack(state_dir)) is not None:
+                raise StackRunningError(
+                    f"a service already runs on {state_dir} (process {owner.pid},"
+                    f" {owner.url or 'starting'}): use that one, stop it with `lethe down`, or"
+                    " choose another folder with --state-dir"
+                )
+            # Somebody only looked whether one runs, and has the lock for that moment.
+            time.sleep(POLL_SECONDS)
         _introduce(lock, RunningStack(os.getpid()))
         yield lock
 

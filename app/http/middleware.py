@@ -71,7 +71,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.max_bytes:
+        if declared.isdecimal() and self._is_over(declared):
             await problems.respond_to(self._too_large(declared))(scope, receive, send)
             return
         received = 0
@@ -85,6 +85,11 @@ class BodyLimit:
             return message
 
         await self.app(scope, receive_counted, send)
+
+    def _is_over(self, digits: str) -> bool:
+        """Compare by length first: int() raises on thousands of digits."""
+        digits = digits.lstrip("0")
+        return len(digits) > len(str(self.max_bytes)) or int(digits or "0") > self.max_bytes
 
     def _too_large(self, found: str) -> PayloadTooLargeError:
         return PayloadTooLargeError(

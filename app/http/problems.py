@@ -20,6 +20,7 @@ from app.errors import AppError
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
 _LONGEST_VALUE = 80
+_LONGEST_TEXT = 1000
 
 logger = structlog.get_logger(__name__)
 
@@ -96,8 +97,9 @@ def respond(
         type=f"urn:lethe:problem:{code}",
         title=title,
         status=status,
-        detail=detail,
-        field=field,
+        # What it quotes may be as long as the request.
+        detail=_shorten(detail, _LONGEST_TEXT),
+        field=None if field is None else _shorten(field, _LONGEST_TEXT),
         remedy=remedy,
     )
     return JSONResponse(
@@ -198,5 +200,5 @@ async def _answer_unavailable(_request: Request, error: Exception) -> JSONRespon
     )
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+def _shorten(text: str, longest: int = _LONGEST_VALUE) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."

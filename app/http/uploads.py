@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import io
 from collections.abc import AsyncGenerator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -9,16 +10,19 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from app.errors import InvalidInputError, UnsupportedMediaTypeError
+from app.errors import InvalidInputError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.http import problems
 from app.strict_json import read_object
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 MAX_PARTS = 8
+# Parsed, a text of brackets and digits takes fifty times its length.
+MAX_JSON_BYTES = 8 * 2**20
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -30,6 +34,12 @@ class _InMemoryParser(MultiPartParser):
     """
 
     spool_max_size = 0  # SpooledTemporaryFile's word for "never roll over"
+
+    def on_part_end(self) -> None:
+        """Keep a part without a file name as bytes, too; Starlette would guess its charset."""
+        if self._current_part.file is None:
+            self._current_part.file = UploadFile(io.BytesIO(self._current_part.data))
+        super().on_part_end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,14 @@ UploadDep = Annotated[Upload, Depends(read_upload)]
 
 
 async def _read_parts(request: Request) -> dict[str, bytes]:
+    _, options = parse_options_header(request.headers["Content-Type"])
+    # Python's codecs, which the parser would decode names with, hold more than charsets.
+    if (charset := options.get(b"charset", b"utf-8").lower()) != b"utf-8":
+        raise InvalidInputError(
+            f"Content-Type: expected no charset or utf-8, got {charset.decode('latin-1')!r}",
+            field="Content-Type",
+            remedy="Leave the charset out: a multipart form has none (RFC 7578).",
+        )
     stream: AsyncGenerator[bytes, None] = request.stream()
     parser = _InMemoryParser(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
     try:
@@ -125,7 +143,8 @@ async def _read_parts(request: Request) -> dict[str, bytes]:
                     field=name or "body",
                     remedy="Send each part once.",
                 )
-            parts[name] = await value.read() if isinstance(value, UploadFile) else value.encode()
+            assert isinstance(value, UploadFile)  # noqa: S101 - the parser makes nothing else
+            parts[name] = await value.read()
         return parts
     finally:
         await form.close()
@@ -136,7 +155,14 @@ def parse_json(content: bytes, schema: type[Schema], *, field: str = "") -> Sche
 
     Raises:
         InvalidInputError: It is no JSON object, has NaN or a key twice, or is not of `schema`.
+        PayloadTooLargeError: It is over the limit for JSON.
     """
+    if len(content) > MAX_JSON_BYTES:
+        raise PayloadTooLargeError(
+            f"{field or 'body'}: {len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are taken",
+            field=field or "body",
+            remedy="Send the samples as safetensors in a multipart form, or fewer a request.",
+        )
     try:
         value = read_object(content)
     except ValueError as error:

@@ -8,7 +8,7 @@ from app.errors import InvalidInputError
 from app.registry import tensors
 from app.registry.schemas import Manifest
 from app.registry.tensors import F64, I64, AnyArray, Array
-from core.rounding import gamma
+from core.rounding import LARGEST_RELATIVE_ROUND_OFF, gamma
 from core.vocabulary import RidgeConvention, Task
 
 _TRACE_SLACK = 1e-9
@@ -83,6 +83,7 @@ def read_statistics(content: bytes, manifest: Manifest) -> Statistics:
         n_samples=int(found["n_samples"][0]),
         round_off=float(found["round_off"][0]) if "round_off" in found else None,
     )
+    _require_no_overflow(statistics)
     _require_round_off(statistics)
     _require_count(statistics, manifest)
     _require_symmetric(statistics)
@@ -92,7 +93,9 @@ def read_statistics(content: bytes, manifest: Manifest) -> Statistics:
 
 
 def training_gradient_norm(weights: Array, statistics: Statistics, manifest: Manifest) -> float:
-    """Return ‖∇L(W; D)‖_F = ‖HW − B‖_F (sum form), computed from the statistics.
+    """Return a bound on ‖∇L(W; D)‖_F = ‖HW − B‖_F (sum form), computed from the statistics.
+
+    Its own rounding is added: at most γ_{d+3}(|G||W| + s|W| + |B|), as in `core.statistics`.
 
     Raises:
         InvalidInputError: It is beyond the manifest's tolerance: the statistics are those of
@@ -101,10 +104,15 @@ def training_gradient_norm(weights: Array, statistics: Statistics, manifest: Man
     shift = manifest.ridge.strength
     if manifest.ridge.convention is RidgeConvention.PER_SAMPLE:
         shift *= statistics.n_samples
-    gradient = statistics.gram @ weights + shift * weights - statistics.cross
-    norm = float(np.linalg.norm(gradient))
-    scale = float(np.linalg.norm(statistics.cross))
-    if not norm <= manifest.training_gradient_tolerance * scale:
+    with np.errstate(over="ignore", invalid="ignore"):
+        gradient = statistics.gram @ weights + shift * weights - statistics.cross
+        norm = float(np.linalg.norm(gradient))
+        scale = float(np.linalg.norm(statistics.cross))
+        magnitude = np.abs(weights)
+        terms = np.abs(statistics.gram) @ magnitude + shift * magnitude + np.abs(statistics.cross)
+        rounding = gamma(manifest.num_features + 3) * float(np.linalg.norm(terms))
+    # `inf <= inf` would let figures pass that say nothing any more.
+    if not np.isfinite(norm + rounding) or not norm <= manifest.training_gradient_tolerance * scale:
         raise InvalidInputError(
             f"statistics: the weights are no optimum of them: ‖HW − B‖_F = {norm:.6g} with"
             f" ‖B‖_F = {scale:.6g}, above the training_gradient_tolerance"
@@ -113,15 +121,31 @@ def training_gradient_norm(weights: Array, statistics: Statistics, manifest: Man
             remedy="Send the statistics of the training set of these weights, check the ridge"
             " convention and strength, train to convergence, or declare a larger tolerance.",
         )
-    return norm
+    return norm + rounding
 
 
 def _require_round_off(statistics: Statistics) -> None:
-    if statistics.round_off is not None and statistics.round_off < 0:
+    """Check a declared round-off: one that is too large would switch off the membership test."""
+    if statistics.round_off is None:
+        return
+    largest = LARGEST_RELATIVE_ROUND_OFF * _trace(statistics)
+    if not 0 <= statistics.round_off <= largest:
         raise InvalidInputError(
-            f"statistics.round_off: expected a bound >= 0, got {statistics.round_off}",
+            f"statistics.round_off: expected a bound between 0 and {largest:.3g}, which is"
+            f" {LARGEST_RELATIVE_ROUND_OFF} of the trace, got {statistics.round_off:.6g}",
             field="statistics.round_off",
-            remedy="Leave it out, or let `core.statistics.collect` compute it.",
+            remedy="Collect in float64, and let `core.statistics.collect` compute it, or leave it"
+            " out.",
+        )
+
+
+def _require_no_overflow(statistics: Statistics) -> None:
+    trace = _trace(statistics)
+    if not np.isfinite(trace):
+        raise InvalidInputError(
+            f"statistics: the trace of [X Y]ᵀ[X Y] = Σ‖x‖² + Σ‖y‖² is {trace}",
+            field="statistics",
+            remedy="Scale the features and targets: the sums of their squares have to be finite.",
         )
 
 
@@ -196,3 +220,8 @@ def _require_semidefinite(statistics: Statistics) -> None:
             field="statistics",
             remedy="Collect gram, cross and target_gram over the same samples, in float64.",
         ) from error
+
+
+def _trace(statistics: Statistics) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.trace(statistics.gram) + np.trace(statistics.target_gram))

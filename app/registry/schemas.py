@@ -3,9 +3,9 @@
 import datetime
 import enum
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.registry.models import ModelState
 from core.vocabulary import Loss, RidgeConvention, Task
@@ -15,15 +15,27 @@ Text = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Beyond, JSONB gives a float back as an integer, and RFC 8785 has none for the signed records.
+_EXACT = 2.0**53
+Positive = Annotated[float, Field(gt=0, lt=_EXACT, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, lt=_EXACT, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+_MOST_KEYS = 100
 
 
 class Declared(BaseModel):
     """Base of what clients send: nothing unknown, nothing converted on the quiet."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_keys(cls, value: Any) -> Any:
+        # Each unknown key becomes an error of its own: megabytes of them would become gigabytes.
+        if isinstance(value, dict) and len(value) > _MOST_KEYS:
+            raise ValueError(f"{len(value)} keys, and there are only {len(cls.model_fields)}")
+        return value
 
 
 class RidgeDeclaration(Declared):

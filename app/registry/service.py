@@ -22,11 +22,10 @@ from app.errors import (
 )
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.registry import checks, repository, tensors
+from app.registry import checks, repository, samples, tensors
 from app.registry.models import Model, Revision
 from app.registry.schemas import Manifest
 from app.settings import Settings
-from app.unlearning import samples
 
 
 def register(

@@ -61,7 +61,7 @@ def read(
                 field=f"{field}.{key}",
                 remedy=f"Convert it to {allowed[0]} before saving.",
             )
-    return {key: _as_array(tensor) for key, tensor in stored.items()}
+    return {key: _as_array(tensor, f"{field}.{key}") for key, tensor in stored.items()}
 
 
 def require_shape(array: AnyArray, shape: tuple[int | None, ...], *, field: str) -> None:
@@ -103,5 +103,14 @@ def write(tensors: Mapping[str, AnyArray]) -> bytes:
     return safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in tensors})
 
 
-def _as_array(stored: Mapping[str, Any]) -> AnyArray:
-    return np.ndarray(tuple(stored["shape"]), _DTYPES[stored["dtype"]], buffer=stored["data"])
+def _as_array(stored: Mapping[str, Any], field: str) -> AnyArray:
+    shape = tuple(stored["shape"])
+    try:
+        return np.ndarray(shape, _DTYPES[stored["dtype"]], buffer=stored["data"])
+    except (ValueError, OverflowError) as error:
+        # More axes than numpy knows; or no element at all, but another axis beyond its integers.
+        raise InvalidInputError(
+            f"{field}: no array has the shape {shape}",
+            field=field,
+            remedy="Write it with `safetensors.numpy.save` or `safetensors.torch.save`.",
+        ) from error

@@ -122,31 +122,49 @@ def lock_job(session: Session, job_id: uuid.UUID) -> UnlearningJob | None:
     )
 
 
-def lock_lost(session: Session) -> list[UnlearningJob]:
-    """Return the jobs whose lease ran out, locked; one that its worker is closing is skipped."""
+def lost_jobs(session: Session) -> list[uuid.UUID]:
+    """Return the jobs whose lease ran out, the oldest first."""
     return list(
         session.scalars(
-            select(UnlearningJob)
-            .where(UnlearningJob.finished_at.is_(None), UnlearningJob.lease_expires_at <= CLOCK)
-            .order_by(UnlearningJob.created_at)
-            .with_for_update(skip_locked=True)
-            .execution_options(populate_existing=True)
+            select(UnlearningJob.id).where(_is_lost()).order_by(UnlearningJob.created_at)
         )
     )
 
 
-def lock_exhausted(session: Session, max_attempts: int) -> list[UnlearningRequest]:
+def lock_lost(session: Session, job_id: uuid.UUID) -> UnlearningJob | None:
+    """Return a job if its lease ran out, locked; one that its worker is closing is skipped."""
+    return session.scalar(
+        select(UnlearningJob)
+        .where(UnlearningJob.id == job_id, _is_lost())
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _is_lost() -> ColumnElement[bool]:
+    return UnlearningJob.finished_at.is_(None) & (UnlearningJob.lease_expires_at <= CLOCK)
+
+
+def exhausted_requests(session: Session, max_attempts: int) -> list[uuid.UUID]:
     """Return waiting requests without an attempt left: they would block their model for ever."""
-    return list(
-        session.scalars(
-            select(UnlearningRequest)
-            .where(
-                UnlearningRequest.state == RequestState.QUEUED,
-                UnlearningRequest.attempts >= max_attempts,
-            )
-            .with_for_update(skip_locked=True)
-            .execution_options(populate_existing=True)
-        )
+    return list(session.scalars(select(UnlearningRequest.id).where(_is_exhausted(max_attempts))))
+
+
+def lock_exhausted(
+    session: Session, request_id: uuid.UUID, max_attempts: int
+) -> UnlearningRequest | None:
+    """Return a waiting request if it has no attempt left, locked; one in use is skipped."""
+    return session.scalar(
+        select(UnlearningRequest)
+        .where(UnlearningRequest.id == request_id, _is_exhausted(max_attempts))
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+
+
+def _is_exhausted(max_attempts: int) -> ColumnElement[bool]:
+    return (UnlearningRequest.state == RequestState.QUEUED) & (
+        UnlearningRequest.attempts >= max_attempts
     )
 
 

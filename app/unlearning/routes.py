@@ -30,10 +30,11 @@ from app.http.idempotency import EmptyIdempotencyDep, IdempotencyDep
 from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
 from app.http.problems import responses
 from app.http.uploads import JSON, MULTIPART, Upload, UploadDep, parse_json
+from app.registry import samples
+from app.registry.samples import Samples
 from app.registry.schemas import Manifest
-from app.unlearning import repository, samples, service
+from app.unlearning import repository, service
 from app.unlearning.models import RequestState, UnlearningRequest
-from app.unlearning.samples import Samples
 from app.unlearning.schemas import UnlearningIn, UnlearningOut, UnlearningWithSamplesIn
 
 router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])

@@ -15,6 +15,9 @@ from core.vocabulary import Floor, Method, PerturbationLaw, RefusalCause, Tier
 SEED_BITS = 32  # core.options: 0 <= seed < 2^32
 
 Label = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
+# fail_fast: a million wrong values would become a million errors, each a hundred times as large.
+Labels = Annotated[list[Label], Field(fail_fast=True)]
+Rows = Annotated[list[Annotated[list[Number], Field(fail_fast=True)]], Field(fail_fast=True)]
 
 
 def _kind_of_targets(value: Any) -> str:
@@ -26,9 +29,9 @@ def _kind_of_targets(value: Any) -> str:
 class SamplesIn(Declared):
     """Samples as JSON; larger sets travel as safetensors."""
 
-    x: Annotated[list[list[Number]], Field(description="Features, (n_f, d)")]
+    x: Annotated[Rows, Field(description="Features, (n_f, d)")]
     y: Annotated[
-        Annotated[list[Label], Tag("labels")] | Annotated[list[list[Number]], Tag("targets")],
+        Annotated[Labels, Tag("labels")] | Annotated[Rows, Tag("targets")],
         Discriminator(_kind_of_targets),
         Field(description="Class labels, (n_f), or targets, (n_f, C)"),
     ]

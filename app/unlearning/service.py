@@ -29,13 +29,15 @@ from app.errors import (
 from app.evidence import service as evidence
 from app.jobs import JobQueue
 from app.registry import repository as registry_repository
+from app.registry import samples
 from app.registry import service as registry
 from app.registry.models import Model, ModelState, Revision
+from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.settings import Settings
-from app.unlearning import repository, samples
+from app.unlearning import digests as keyed_digests
+from app.unlearning import repository
 from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
-from app.unlearning.samples import Samples
 from app.unlearning.schemas import UnlearningIn
 from core.options import PerturbationOptions
 from core.vocabulary import Method, Tier
@@ -98,7 +100,7 @@ def create(
         options=_options(wanted, settings),
         subject_reference=wanted.subject_reference,
         sample_count=len(forget),
-        sample_commitment=samples.commitment(forget, key),
+        sample_commitment=keyed_digests.commitment(forget, key),
         samples_artifact_id=store.put(
             session, ArtifactKind.FORGET_SAMPLES, samples.to_bytes(forget)
         ).id,
@@ -323,25 +325,47 @@ def release(session: Session, job: UnlearningJob) -> UnlearningRequest:
     return _requeue(session, job, RELEASED)
 
 
-def requeue_lost(
-    session: Session, store: ArtifactStore, *, max_attempts: int
-) -> list[UnlearningRequest]:
-    """Take back what silent workers held; return those requests.
+def lost_jobs(session: Session) -> list[uuid.UUID]:
+    """Return the jobs of workers that have fallen silent, for `requeue_lost`."""
+    return repository.lost_jobs(session)
 
-    They wait again, each at its old place, or have `failed` after the last attempt.
+
+def requeue_lost(session: Session, job_id: uuid.UUID) -> UnlearningRequest | None:
+    """Take back what a silent worker held: its request waits again, at its old place.
+
+    One a transaction: what goes wrong with one of them must not stop the others.
+
+    Returns:
+        The request, or None if the job was closed meanwhile, or is just being closed.
     """
-    returned = [_requeue(session, job, LOST) for job in repository.lock_lost(session)]
-    for request in repository.lock_exhausted(session, max_attempts):
-        _end(session, store, request, RequestState.FAILED)
-        request.failure = {
-            "cause": "attempts-exhausted",
-            "detail": f"{request.attempts} attempts broke off, at most {max_attempts} are made",
-        }
-        session.flush()
-        _log(session, request, "failed", cause=request.failure["cause"])
-        if request not in returned:
-            returned.append(request)
-    return returned
+    job = repository.lock_lost(session, job_id)
+    return None if job is None else _requeue(session, job, LOST)
+
+
+def exhausted_requests(session: Session, *, max_attempts: int) -> list[uuid.UUID]:
+    """Return waiting requests that have no attempt left, for `fail_exhausted`."""
+    return repository.exhausted_requests(session, max_attempts)
+
+
+def fail_exhausted(
+    session: Session, store: ArtifactStore, request_id: uuid.UUID, *, max_attempts: int
+) -> UnlearningRequest | None:
+    """End a request that has no attempt left; its model goes on with the next one.
+
+    Returns:
+        The request, or None if somebody else ended it, or is just ending it.
+    """
+    request = repository.lock_exhausted(session, request_id, max_attempts)
+    if request is None:
+        return None
+    _end(session, store, request, RequestState.FAILED)
+    request.failure = {
+        "cause": "attempts-exhausted",
+        "detail": f"{request.attempts} attempts broke off, at most {max_attempts} are made",
+    }
+    session.flush()
+    _log(session, request, "failed", cause=request.failure["cause"])
+    return request
 
 
 def queued_models(session: Session) -> list[uuid.UUID]:

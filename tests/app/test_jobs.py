@@ -99,3 +99,18 @@ def test_a_broker_that_came_back_is_rung_again(tmp_path, redis_url, broker):
     assert queue.ring_now() is True
     assert broker.llen(QUEUE) == 1
     queue.close()
+
+
+def test_a_message_that_waits_already_is_enough(queue, broker):
+    assert queue.ring_unless_waiting() is True
+    assert queue.ring_unless_waiting() is True
+    assert broker.llen(QUEUE) == 1
+    broker.delete(QUEUE)
+    assert queue.ring_unless_waiting() is True
+    assert broker.llen(QUEUE) == 1
+
+
+def test_whether_a_message_waits_cannot_be_said_without_a_broker(tmp_path):
+    queue = JobQueue(f"unix://{tmp_path}/nobody.sock")
+    assert queue.ring_unless_waiting() is False
+    queue.close()

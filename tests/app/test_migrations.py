@@ -1,6 +1,7 @@
 """The schema's steps, on a real server."""
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -68,7 +69,26 @@ def test_there_is_one_newest_migration_and_every_step_can_be_undone():
         assert callable(script.module.downgrade)
 
 
-def test_a_migration_gives_up_on_a_lock_instead_of_stopping_the_service(empty_database_url):
+def test_of_two_that_migrate_at_once_the_second_waits_for_the_first(
+    empty_database_url, monkeypatch
+):
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
+    engine = create_engine(empty_database_url)
+    with engine.begin() as first, ThreadPoolExecutor(1) as pool:
+        first.execute(text(f"SELECT pg_advisory_xact_lock({int.from_bytes(b'lethe')})"))
+        second = pool.submit(migrations.upgrade, empty_database_url)
+        with pytest.raises(TimeoutError):
+            second.result(1.0)
+        first.commit()
+        second.result(60)
+    engine.dispose()
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
+def test_a_migration_gives_up_on_a_lock_instead_of_stopping_the_service(
+    empty_database_url, monkeypatch
+):
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "200ms")
     migrations.upgrade(empty_database_url)
     engine = create_engine(empty_database_url)
     with engine.begin() as connection:

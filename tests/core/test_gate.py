@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from core import gate, losses
-from core.errors import IllConditionedError, StatisticsMismatchError
+from core.errors import IllConditionedError, SolverError, StatisticsMismatchError
 from core.gate import GateFailedError
 from core.hessian.forget_curvature import forget_curvature
 from core.options import GatePolicy
@@ -145,5 +145,7 @@ def test_errors_of_the_core_become_refusals_with_their_message():
     singular = gate.unsolvable(IllConditionedError("no factor"))
     assert (forged.cause, forged.result.detail) == (RefusalCause.NOT_IN_TRAINING_SET, "never seen")
     assert (singular.cause, singular.result.detail) == (RefusalCause.ILL_CONDITIONED, "no factor")
+    stuck = gate.unsolvable(SolverError("ended with status infeasible"))
+    assert stuck.result.name == singular.result.name == "solution_exists"
     assert not forged.result.passed
     assert gate.downdate_passed().passed

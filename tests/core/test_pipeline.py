@@ -175,7 +175,7 @@ def test_weak_ridges_and_repeated_features_are_exact_or_refused_but_never_jitter
             assert residual <= bound(result, "residual_gradient_norm") < 1e-6
     assert isinstance(result, Refused)
     assert "leading minor" in result.detail
-    assert result.gates[-1].name == "positive_definite"
+    assert result.gates[-1].name == "solution_exists"
 
 
 # --- estimated -----------------------------------------------------------------------------------
@@ -214,6 +214,20 @@ def test_an_estimates_worst_case_holds_and_is_carried_to_the_next_deletion(metho
     optimum = reference.exact_retrain(problem.x[400:], problem.y[400:], added)
     distance = reference.exact_distance(model.weights.numpy(), optimum)
     assert distance <= bound(result, "distance_to_retraining_worst_case")
+
+
+def test_an_estimates_worst_case_holds_for_retain_samples_as_long_as_forget_samples_may_be():
+    # Samples that exceed R_x by a rounding are let in, so the rest may consist of them.
+    longest = 1.0 + 9e-7
+    x = np.array([[0.5]] * 100 + [[longest]] * 300)
+    y = np.array([[2.0]] * 100 + [[1.0]] * 300)
+    problem = Problem(x, y, 100, Ridge(RidgeConvention.TOTAL, 1e-9))
+    model = dataclasses.replace(problem.model, feature_norm_bound=1.0)
+    result = completed(run(problem, Method.FORGET_CURVATURE, model=model))
+    # The retain set has the largest curvature possible, which is the worst case of this step.
+    residual = problem.retain_gradient_norm(result.weights)
+    worst = bound(result, "residual_gradient_norm_worst_case")
+    assert residual <= worst <= 1.0001 * residual
 
 
 @ESTIMATES
@@ -359,6 +373,17 @@ def test_samples_that_were_never_trained_on_are_refused_by_any_method(method):
     answer = refused(run(problem, method, model=wide, forget=forged, statistics=problem.statistics))
     assert answer.cause is RefusalCause.NOT_IN_TRAINING_SET
     assert answer.gates[-1].name == "downdate_is_possible"
+
+
+@pytest.mark.parametrize("declared", [1e-3, 1e300])
+def test_statistics_too_imprecise_to_refuse_or_show_anything_certify_nothing(declared):
+    # A declared round-off of any size would let any samples pass, and a bound of its size certify.
+    problem = make(17, 100, 4, 2, 40)
+    vague = dataclasses.replace(problem.statistics, round_off=declared)
+    answer = refused(run(problem, Method.STORED, statistics=vague))
+    assert answer.cause is RefusalCause.ILL_CONDITIONED
+    assert answer.gates[-1].name == "statistics_are_precise"
+    assert "float64" in answer.remedy
 
 
 @pytest.mark.parametrize("method", list(Method))

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -258,6 +259,26 @@ def test_statistics_with_round_off_between_their_triangles_are_made_symmetric():
     found = StoredStatistics.from_arrays(gram, torch.ones(2, 1, dtype=torch.float64), one, 3)
     assert torch.equal(found.gram, found.gram.T)
     assert found.round_off > 5e-16
+
+
+def test_a_declared_round_off_below_what_the_triangles_show_is_widened_by_it():
+    gram = torch.tensor([[1.0, 0.5], [0.5 + 1e-10, 1.0]], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    cross = torch.ones(2, 1, dtype=torch.float64)
+    # No symmetric matrix is nearer than 5e-11 to what was declared to be exact.
+    found = StoredStatistics.from_arrays(gram, cross, one, 3, round_off=0.0)
+    assert found.round_off > 5e-11
+    again = StoredStatistics.from_arrays(found.gram, cross, one, 3, round_off=found.round_off)
+    assert again.round_off == found.round_off
+
+
+def test_the_relative_round_off_is_that_of_all_sums_together():
+    statistics = collect([make(1, 40, 3, 2, 4).data])
+    trace = float(augmented(statistics).trace())
+    assert statistics.relative_round_off == pytest.approx(statistics.round_off / trace)
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    assert StoredStatistics(nothing, nothing, nothing, 3, 0.0).relative_round_off == 0.0
+    assert StoredStatistics(nothing, nothing, nothing, 3, 1e-9).relative_round_off == math.inf
 
 
 @pytest.mark.parametrize(

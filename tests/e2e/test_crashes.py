@@ -197,6 +197,26 @@ def test_nothing_survives_a_killed_lethe_up(lethe_up, watch):
     watch.until("the end of all its processes", lambda: not any(map(watch.alive, family)), 30)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_start_that_is_interrupted_is_undone_in_order(state_dir, watch, signum):
+    up = subprocess.Popen(
+        [LETHE, "up", "--state-dir", state_dir, "--port", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = state_dir / "postgres" / "server.log"
+    watch.until("PostgreSQL", lambda: log.exists() and "ready to accept" in log.read_text())
+    family = watch.descendants(up.pid)
+    up.send_signal(signum)
+    _, told = up.communicate(timeout=60)
+    assert up.returncode == 130, told
+    assert "Interrupted before it was up" in told
+    assert "Traceback" not in told
+    assert not any(map(watch.alive, family))
+    assert "database system is shut down" in log.read_text()
+
+
 def test_a_new_start_finds_everything_that_ctrl_c_stopped(
     lethe_up, state_dir, connect, make_problem, watch
 ):

@@ -15,11 +15,12 @@ import safetensors.numpy
 
 from app.embedded.launcher import ValkeyServer
 from app.jobs import QUEUE
+from app.registry import samples
 from app.registry import service as registry
 from app.registry.schemas import Manifest
 from app.services import Services
 from app.settings import Settings
-from app.unlearning import samples, service
+from app.unlearning import service
 from app.unlearning.models import UnlearningRequest
 from app.unlearning.schemas import UnlearningIn
 

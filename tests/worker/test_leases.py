@@ -8,6 +8,7 @@ from sqlalchemy.exc import OperationalError
 from app.errors import LeaseLostError
 from app.unlearning import service
 from app.unlearning.models import UnlearningJob
+from worker import leases
 from worker.leases import Heartbeat
 
 
@@ -120,6 +121,36 @@ def test_a_database_that_is_away_for_a_moment_costs_no_lease(short_lived, monkey
     with Heartbeat(services, job.id) as heartbeat:
         wait_until(lambda: len(calls) > 2)
         heartbeat.report("step", 0.6)
+
+
+def test_a_database_that_is_away_at_the_very_end_costs_no_lease(services, job, monkeypatch):
+    monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
+    renew, calls = service.renew, []
+
+    def flaky(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OperationalError("UPDATE", {}, ConnectionError("restarting"))
+        return renew(*arguments, **options)
+
+    with Heartbeat(services, job.id):
+        monkeypatch.setattr(service, "renew", flaky)
+    assert len(calls) == 2
+
+
+def test_an_unexpected_error_does_not_stop_the_heart(short_lived, monkeypatch):
+    services, job = short_lived
+    renew, calls = service.renew, []
+
+    def flaky(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("whatever")
+        return renew(*arguments, **options)
+
+    monkeypatch.setattr(service, "renew", flaky)
+    with Heartbeat(services, job.id):
+        wait_until(lambda: len(calls) > 2)
 
 
 def test_a_database_that_stays_away_costs_the_lease(short_lived, monkeypatch):

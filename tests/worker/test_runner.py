@@ -4,14 +4,15 @@ import threading
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.artifacts.models import Artifact
 from app.errors import AppError, RecordNotFoundError
 from app.evidence import service as evidence
 from app.evidence.verification import verify_bundle
-from app.unlearning.models import ForgottenSample, UnlearningJob
+from app.unlearning.models import ForgottenSample, UnlearningJob, UnlearningRequest
 from core.errors import IllConditionedError
-from worker import runner
+from worker import leases, runner
 from worker.runner import run_next
 
 
@@ -171,6 +172,64 @@ def test_the_last_attempt_ends_in_a_signed_failure_that_quotes_no_data(
     for text in (json.dumps(statement), json.dumps(request.failure)):
         assert str(SECRET) not in text
         assert "Jane Doe" not in text
+
+
+def test_a_request_whose_options_cannot_be_read_fails_and_the_next_one_has_its_turn(
+    make_shop, make_problem
+):
+    shop, problem = make_shop(max_attempts=1), make_problem()
+    model = shop.register(problem)
+    poison, behind = shop.request(model, problem, [7]), shop.request(model, problem, [8])
+    with shop.services.sessions.begin() as session:
+        session.get(UnlearningRequest, poison).options = {"seed": "none that can be read"}
+    # No record can be signed about it either: what it asked for is unknown.
+    assert run_next(shop.services) is True
+    assert shop.find(poison).state == "failed"
+    assert run_next(shop.services) is True
+    assert shop.find(behind).state == "completed"
+
+
+@pytest.mark.parametrize("step", ["_load", "_complete", "_refuse"])
+def test_a_database_that_is_away_for_a_moment_costs_no_attempt(
+    services, shop, make_problem, monkeypatch, step
+):
+    problem = make_problem()
+    request_id = shop.request(shop.register(problem, statistics=step != "_refuse"), problem, [7])
+    monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
+    real, calls = getattr(runner, step), []
+
+    def flaky(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OperationalError("SELECT", {}, ConnectionError("restarting"))
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, step, flaky)
+    assert run_next(services) is True
+    request = shop.find(request_id)
+    assert (request.state, request.attempts) == (
+        "refused" if step == "_refuse" else "completed",
+        1,
+    )
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_twice(
+    services, shop, make_problem, monkeypatch
+):
+    problem = make_problem()
+    model = shop.register(problem)
+    request_id = shop.request(model, problem, [7])
+    monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
+    complete = runner._complete
+
+    def lose_the_answer(*arguments):
+        complete(*arguments)
+        raise OperationalError("COMMIT", {}, ConnectionError("connection lost"))
+
+    monkeypatch.setattr(runner, "_complete", lose_the_answer)
+    assert run_next(services) is True
+    assert (shop.find(request_id).state, shop.revision(model)) == ("completed", 1)
+    assert shop.find(request_id).attempts == 1
 
 
 def test_the_log_keeps_the_message_that_the_record_may_not_quote(

@@ -3,11 +3,14 @@ import os
 import time
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.artifacts.models import ArtifactKind
+from app.errors import RecordNotFoundError
 from app.evidence import service as evidence
 from app.evidence.models import RecordKind
-from app.unlearning.models import UnlearningJob
+from app.unlearning import service
+from app.unlearning.models import UnlearningJob, UnlearningRequest
 from worker import sweeper
 from worker.runner import run_next
 from worker.sweeper import Sweeper, clean, sweep
@@ -78,14 +81,77 @@ def test_a_request_that_broke_every_worker_fails_with_a_signed_record(services, 
     assert json.dumps(shop.find(request_id).failure) == json.dumps(request.failure)
 
 
-def test_the_sweeper_goes_on_after_a_sweep_that_failed(make_services, monkeypatch):
+@pytest.fixture
+def several(shop, make_problem):
+    """Three requests of three models, each claimed by a worker that then fell silent."""
+    problem = make_problem()
+    requests = [shop.request(shop.register(problem), problem, [1]) for _ in range(3)]
+    for _ in requests:
+        assert shop.claim() is not None
+    expire(shop.services)
+    return requests
+
+
+def test_one_lost_request_that_cannot_be_taken_back_does_not_hold_up_the_others(
+    services, shop, several, monkeypatch
+):
+    requeue = service.requeue_lost
+    poison = shop.find(several[0]).job_id
+
+    def stumble(session, job_id):
+        request = requeue(session, job_id)
+        if job_id == poison:
+            raise ValueError("poison")
+        return request
+
+    with monkeypatch.context() as broken:
+        broken.setattr(service, "requeue_lost", stumble)
+        sweep(services)
+    assert [shop.find(request).state for request in several] == ["running", "queued", "queued"]
+    sweep(services)
+    assert shop.find(several[0]).state == "queued"
+
+
+def test_a_request_that_no_record_can_be_made_about_blocks_neither_its_model_nor_the_sweeper(
+    services, shop, make_problem, several
+):
+    problem, poison = make_problem(), shop.find(several[0])
+    behind = shop.request(poison.model_id, problem, [2])
+    with services.sessions.begin() as session:
+        for request_id in several[:2]:
+            session.get(UnlearningRequest, request_id).attempts = services.settings.max_attempts
+        session.get(UnlearningRequest, poison.id).options = {"seed": "none that can be read"}
+    sweep(services)
+    states = [shop.find(request).state for request in several]
+    assert states == ["failed", "failed", "queued"]
+    with services.sessions() as session:
+        assert evidence.find_record(session, several[1])
+        with pytest.raises(RecordNotFoundError):
+            evidence.find_record(session, poison.id)
+        assert evidence.verify_log(session).ok
+    while run_next(services):
+        pass
+    assert shop.find(behind).state == "completed"
+
+
+@pytest.mark.usefixtures("request_id")
+def test_sweeps_do_not_pile_up_messages_while_every_worker_is_busy(services, shop):
+    for _ in range(3):
+        sweep(services)
+    assert shop.rings() == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OperationalError("SELECT", {}, ConnectionError("away")), RuntimeError("else")]
+)
+def test_the_sweeper_goes_on_after_a_sweep_that_failed(make_services, monkeypatch, error):
     services = make_services(sweep_seconds=0.01)
     sweeps = []
 
     def flaky(_services):
         sweeps.append(1)
         if len(sweeps) == 1:
-            raise ConnectionError("database away")
+            raise error
 
     monkeypatch.setattr(sweeper, "sweep", flaky)
     thread = Sweeper(services)

@@ -225,6 +225,16 @@ def test_a_command_whose_parent_is_gone_already_does_not_start(folder):
     assert not (folder / "ran").exists()
 
 
+def test_whoever_is_interrupted_while_waiting_leaves_no_process(folder):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    process = launcher.Command(("sleep", "60"), folder / "log").start()
+    with pytest.raises(KeyboardInterrupt):
+        launcher.wait_until_ready(process, "sleep", interrupt)
+    assert not process.alive
+
+
 def test_a_process_that_ignores_its_stop_signal_is_killed(folder):
     code = "trap '' TERM; echo deaf; while true; do sleep 0.1; done"
     command = launcher.Command(("sh", "-c", code), folder / "log")

@@ -1,3 +1,4 @@
+import fcntl
 import shutil
 import tempfile
 import time
@@ -75,6 +76,21 @@ def test_nothing_to_stop_is_no_error(folder):
     assert stop_running_stack(folder / "never-used") is False
 
 
+def test_who_only_looks_whether_a_stack_runs_is_not_taken_for_one(folder, monkeypatch):
+    looks = []
+
+    def look(_state_dir):
+        looks.append(1)
+        fcntl.flock(looker, fcntl.LOCK_UN)
+
+    (folder / "lock").touch()
+    with (folder / "lock").open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        monkeypatch.setattr(stack_module, "running_stack", look)
+        with stack_module._lock(folder):
+            assert looks == [1]
+
+
 def test_what_keeps_dying_is_started_again_with_growing_pauses(folder, monkeypatch):
     monkeypatch.setattr(stack_module, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(stack_module, "LONGEST_PAUSE_SECONDS", 0.04)
@@ -102,3 +118,24 @@ def test_what_lived_long_is_started_again_after_the_shortest_pause(folder):
     part.process.stop()
     part.keep_up()
     assert part.retry_at - time.monotonic() <= stack_module.FIRST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("error", [LauncherError("no"), OSError("no memory")])
+def test_a_start_that_fails_for_whatever_reason_is_tried_again(folder, error):
+    command = Command(("sleep", "60"), folder / "log")
+    starts = []
+
+    def start():
+        starts.append(1)
+        if len(starts) == 1:
+            raise error
+        return command.start()
+
+    part = Part("unlucky", start, command.start(), stop_seconds=1.0, pause=0.01)
+    part.process.stop()
+    deadline = time.monotonic() + 30
+    while not part.process.alive:
+        assert time.monotonic() < deadline
+        part.keep_up()
+    part.process.stop()
+    assert len(starts) == 2

@@ -123,6 +123,10 @@ WRONG_STATISTICS = {
     "more classes than n": (lambda m: {"target_gram": 2 * (m.y.T @ m.y)}, "target_gram"),
     "indefinite": (lambda m: {"gram": m.x.T @ m.x - 5 * np.eye(4)}, None),
     "cross too large": (lambda m: {"cross": 10 * (m.x.T @ m.y)}, None),
+    "round-off that would let any sample pass": (
+        lambda _: {"round_off": np.array([1e300])},
+        "round_off",
+    ),
     "negative round-off": (lambda _: {"round_off": np.array([-1.0])}, "round_off"),
 }
 
@@ -203,3 +207,32 @@ def test_registering_needs_a_key_with_the_scope(api, trained, written, make_toke
     reader = make_token(Scope.READ, Scope.UNLEARNING_WRITE, Scope.AUDIT_READ)
     refuse(api.with_token(reader), written, trained.parts(), "Authorization", status=403)
     refuse(api.with_token(None), written, trained.parts(), "Authorization", status=401)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("feature_norm_bound", {"feature_norm_bound": 1e16}),
+        ("feature_norm_bound", {"feature_norm_bound": 1e200}),
+        ("ridge.strength", {"ridge": {"convention": "total", "strength": 1e300}}),
+        ("training_gradient_norm", {"training_gradient_norm": 2.0**53}),
+        ("training_gradient_tolerance", {"training_gradient_tolerance": 1e22}),
+    ],
+)
+def test_a_number_that_no_record_can_state_is_refused(api, trained, written, field, change):
+    # JSONB returns it as an integer, and RFC 8785 has none beyond 2^53: no request could ever end.
+    parts = trained.parts(statistics=trained.statistics_file(), **change)
+    refuse(api, written, parts, f"manifest.{field}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_gram": np.diag([1.7e308] * 3)},
+        {"target_gram": np.diag([1e300] * 3), "cross": np.full((4, 3), 1e160)},
+        {"gram": np.diag([1e-300] * 4), "target_gram": np.diag([1.7e308] * 3)},
+    ],
+)
+def test_statistics_that_overflow_are_refused(api, trained, written, change):
+    content = trained.statistics_file(**change)
+    refuse(api, written, trained.parts(statistics=content, task="regression"), "statistics")

@@ -48,7 +48,7 @@ def test_with_statistics_the_gradient_norm_is_computed_and_without_it_is_atteste
     norm = np.linalg.norm(hessian @ trained.weight - trained.x.T @ trained.y)
     (computed,) = api.get(f"/v1/models/{exact['id']}/revisions").json()["items"]
     (attested,) = api.get(f"/v1/models/{bare['id']}/revisions").json()["items"]
-    assert computed["gradient_norm_bound"] == pytest.approx(norm, abs=1e-14)
+    assert norm <= computed["gradient_norm_bound"] <= norm + 1e-12
     assert attested["gradient_norm_bound"] == 0.5
 
 

@@ -19,9 +19,9 @@ from app.errors import (
 from app.jobs import JobQueue
 from app.registry import service
 from app.registry.models import Model, ModelState, Revision
+from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.unlearning import service as unlearning
-from app.unlearning.samples import Samples
 from app.unlearning.schemas import UnlearningIn
 
 

@@ -21,11 +21,11 @@ from app.evidence.models import AuditEntry
 from app.jobs import JobQueue
 from app.registry import service as registry
 from app.registry.repository import lock_model
+from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.settings import Settings
 from app.unlearning import repository, service
 from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
-from app.unlearning.samples import Samples
 from app.unlearning.schemas import UnlearningIn
 
 WAIT = 20  # seconds that a thread or a lock may take
@@ -86,8 +86,19 @@ class World:
             )
 
     def requeue_lost(self) -> list[UnlearningRequest]:
+        """Sweep, and return what was taken back or ended."""
+        returned = {}
         with self.sessions.begin() as session:
-            return service.requeue_lost(session, self.store, max_attempts=3)
+            for job_id in service.lost_jobs(session):
+                request = service.requeue_lost(session, job_id)
+                if request is not None:
+                    returned[request.id] = request
+        with self.sessions.begin() as session:
+            for request_id in service.exhausted_requests(session, max_attempts=3):
+                request = service.fail_exhausted(session, self.store, request_id, max_attempts=3)
+                if request is not None:
+                    returned[request.id] = request
+        return list(returned.values())
 
     def request(self, request_id: uuid.UUID) -> UnlearningRequest:
         with self.sessions() as session:

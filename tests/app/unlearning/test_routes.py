@@ -10,7 +10,8 @@ import safetensors.numpy
 from app.artifacts.models import Artifact
 from app.auth import Scope
 from app.jobs import QUEUE
-from app.unlearning import samples, service
+from app.registry import samples
+from app.unlearning import service
 from app.unlearning.models import UnlearningRequest
 
 URL = "/v1/unlearning-requests"

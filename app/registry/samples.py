@@ -1,7 +1,5 @@
-"""Samples of clients: parsed, checked against the manifest, canonical, and their keyed digests."""
+"""Samples of clients: parsed, checked against the manifest, and made canonical."""
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,9 @@ from core.vocabulary import Task
 
 # Norms are computed with rounding: a sample at the bound itself has to pass.
 _NORM_SLACK = 1e-9
+
+# 256 MiB. Labels grow to one-hot rows: 64 MiB of them could ask for more memory than there is.
+MAX_NUMBERS = 2**25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,13 +61,22 @@ def from_arrays(x: AnyArray, y: AnyArray, manifest: Manifest, *, field: str) -> 
     """Check arrays against the manifest's d, C and task, and make them canonical.
 
     Raises:
-        InvalidInputError: They are empty, not finite, of another shape, or no valid targets.
+        InvalidInputError: They are empty, not finite, of another shape, too many, or no valid
+            targets.
     """
     if x.ndim > 0 and len(x) == 0:
         raise InvalidInputError(
             f"{field}.x: is empty", field=f"{field}.x", remedy="Send at least one sample."
         )
     tensors.require_shape(x, (None, manifest.num_features), field=f"{field}.x")
+    width = manifest.num_features + manifest.num_outputs
+    if len(x) * width > MAX_NUMBERS:
+        raise InvalidInputError(
+            f"{field}.x: {len(x)} samples of {width} features and targets are"
+            f" {len(x) * width} numbers, at most {MAX_NUMBERS} are taken",
+            field=f"{field}.x",
+            remedy="Send fewer samples a request.",
+        )
     tensors.require_finite(x, field=f"{field}.x")
     targets = _targets(y, len(x), manifest, f"{field}.y")
     # Adding 0.0 turns −0.0 into 0.0: equal samples get equal digests.
@@ -118,17 +128,6 @@ def from_bytes(content: bytes) -> Samples:
     """Return samples from their canonical file."""
     found = tensors.read(content, field="samples", expected={"x": (F64,), "y": (F64,)})
     return Samples(found["x"].astype(np.float64), found["y"].astype(np.float64))
-
-
-def digests(samples: Samples, key: bytes) -> list[bytes]:
-    """Return HMAC-SHA256 of each sample: float64 little-endian bytes of x then y (METHOD §4)."""
-    rows = np.ascontiguousarray(np.hstack([samples.features, samples.targets]), dtype="<f8")
-    return [hmac.digest(key, row.tobytes(), hashlib.sha256) for row in rows]
-
-
-def commitment(samples: Samples, key: bytes) -> str:
-    """Return HMAC-SHA256 of the canonical file: binds a record to samples that nobody can guess."""
-    return hmac.new(key, to_bytes(samples), hashlib.sha256).hexdigest()
 
 
 def _matrix(rows: list[list[float]], field: str) -> Array:
