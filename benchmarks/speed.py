@@ -1,11 +1,14 @@
 """Exact deletion of one record from stored statistics against retraining from the data.
 
-`python -m benchmarks.speed [--json FILE] [--quick]`: both on this machine, in turns, in one run.
-The data are synthetic (random ReLU features of random inputs, 10 classes): time depends on the
-shapes only. The time of a deletion is that of the whole `core.pipeline.unlearn`, with downdate,
-membership test, solve, bounds and scores. Both ratios are
-reported, of the medians and of the best times: on a busy machine the medians say more about its
-load (a short multi-threaded call suffers most), and the best times less than a user may see.
+`python -m benchmarks.speed [--json FILE] [--quick]`: both on this machine, in one run, in blocks
+that take turns. The data are synthetic (random ReLU features of random inputs, 10 classes): time
+depends on the shapes only. The time of a deletion is that of the whole `core.pipeline.unlearn`, with
+downdate, membership test, solve, bounds and scores.
+
+Between two blocks the process rests: scikit-learn's BLAS and torch have threads of their own, which
+wait for more work in a loop for some milliseconds. A deletion right behind a retraining shares two
+cores with four threads and takes up to ten times as long, which says nothing about either. The
+headline is the ratio of the medians; that of the best times stands beside it.
 Memory is counted twice: what torch allocated, and the growth of the peak resident memory of a
 fresh process, which also sees the BLAS library.
 """
@@ -39,6 +42,8 @@ NUM_OUTPUTS = 10
 LAMBDA = 1e-3
 # Resident memory is counted by page and by heap: only a large matrix stands out.
 RESIDENT_FEATURES = 2048
+BLOCK = 5
+REST_SECONDS = 0.5
 _BYTES = 8
 
 
@@ -99,15 +104,21 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare_times(case: Case, repeats: int) -> dict[str, Any]:
-    """Time deletion and retraining in turns, so that both meet the same load of the machine."""
-    case.delete()
+def timed_block(action: Callable[[], object]) -> list[float]:
+    """Return the seconds of each of some calls, once other threads have gone to sleep."""
+    time.sleep(REST_SECONDS)
+    action()  # wakes its own threads
+    return [timed(action) for _ in range(BLOCK)]
+
+
+def compare_times(case: Case, blocks: int) -> dict[str, Any]:
+    """Time deletion and retraining in blocks that take turns, so that both meet the same load."""
     retraining: list[float] = []
     deleting: list[float] = []
-    for _ in range(repeats):
-        retraining.append(timed(case.retrain))
+    for _ in range(blocks):
+        retraining += timed_block(case.retrain)
         # As many of each: with more tries, a minimum would favour the deletion.
-        deleting.append(timed(case.delete))
+        deleting += timed_block(case.delete)
     retrain, delete = statistics.median(retraining), statistics.median(deleting)
     result, reference = case.delete(), torch.from_numpy(case.retrain())
     moved = torch.linalg.norm(case.model.weights - reference)
@@ -170,7 +181,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer blocks")
     parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.resident:
@@ -179,7 +190,7 @@ def main() -> None:
     rows = []
     for convention in RidgeConvention:
         case = build(60_000, convention)
-        row = compare_times(case, repeats=4 if options.quick else 15)
+        row = compare_times(case, blocks=2 if options.quick else 6)
         rows.append(row | {"peak_floats_per_d2": allocated_floats(case)})
         print(
             f"{convention}: medians: retraining {1e3 * row['retrain_seconds']:.0f} ms, deletion "

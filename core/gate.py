@@ -158,7 +158,7 @@ def require_halves(n_forget: int) -> GateResult:
         passed,
         float(n_forget),
         float(_HALVES),
-        f"{n_forget} forget samples; the cross-fitted estimate needs at least {_HALVES}",
+        f"forget samples: {n_forget}; the cross-fitted estimate needs at least {_HALVES}",
     )
     if not passed:
         raise GateFailedError(

@@ -1,6 +1,7 @@
 """What the demo tells: a table for people, the same as data for programs."""
 
 import datetime
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def print_table(console: Console, outcomes: list[Outcome], checkpoint: dict[str,
             console.print(f"    remedy: {refusal['remedy']}")
     folder = outcomes[0].record.parent
     console.print("[bold]Signed records[/], to be checked offline by")
-    console.print(f"  lethe verify FILE --key {folder / KEY_FILE}", soft_wrap=True)
+    console.print(f"  {sys.argv[0]} verify FILE --key {folder / KEY_FILE}", soft_wrap=True)
     for label, outcome in zip(labels, outcomes, strict=True):
         console.print(f"  {label} {outcome.record}", soft_wrap=True)
     console.print(

@@ -1,7 +1,6 @@
 import hashlib
 
 import numpy as np
-import pytest
 import safetensors.numpy
 
 from app.auth import Scope
