@@ -2,8 +2,8 @@
 
 `python -m benchmarks.speed [--json FILE] [--quick]`: both on this machine, in one run, in blocks
 that take turns. The data are synthetic (random ReLU features of random inputs, 10 classes): time
-depends on the shapes only. The time of a deletion is that of the whole `core.pipeline.unlearn`, with
-downdate, membership test, solve, bounds and scores.
+depends on the shapes only. The time of a deletion is that of the whole `core.pipeline.unlearn`,
+with downdate, membership test, solve, bounds and scores.
 
 Between two blocks the process rests: scikit-learn's BLAS and torch have threads of their own, which
 wait for more work in a loop for some milliseconds. A deletion right behind a retraining shares two
