@@ -18,7 +18,6 @@ from app.errors import AppError
 
 PLUGINS = "lethe.commands"
 EXIT_FAILED = 1  # what was asked for did not come about, or a record does not verify
-EXIT_MISUSED = 2
 EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 # Paths and keys have to stay copyable: no colours inside them, no line breaks by the console.

@@ -26,18 +26,12 @@ from core.perturbation import LossDifferences, measure
 from core.problem import LinearModel, SampleSet, require_matrix
 from core.results import Assumption, Bound, GateResult, Metrics, Refused, Unlearned
 from core.statistics import StoredStatistics
-from core.vocabulary import Method, Task, Tier
+from core.vocabulary import TIER_OF, Method, Task, Tier
 
 Progress = Callable[[str, float], None]
 
 # A norm may exceed its declared bound by the rounding of a float32 normalisation.
 _NORM_SLACK = 1e-6
-
-_TIERS = {
-    Method.STORED: Tier.EXACT,
-    Method.FORGET_CURVATURE: Tier.ESTIMATED,
-    Method.PAPER_SDP: Tier.ESTIMATED,
-}
 
 
 def ignore_progress(_stage: str, _fraction: float) -> None:
@@ -60,7 +54,7 @@ class _Deletion:
 
     @property
     def tier(self) -> Tier:
-        return _TIERS[self.options.method]
+        return TIER_OF[self.options.method]
 
     @property
     def n_remaining(self) -> int:

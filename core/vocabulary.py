@@ -1,5 +1,6 @@
 """The words that the whole project shares, free of torch so that the API can use them too."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -36,6 +37,14 @@ class Tier(StrEnum):
 
     EXACT = "exact"
     ESTIMATED = "estimated"
+
+
+# The tier that each method aims at; there is no other place that knows.
+TIER_OF: Mapping[Method, Tier] = {
+    Method.STORED: Tier.EXACT,
+    Method.FORGET_CURVATURE: Tier.ESTIMATED,
+    Method.PAPER_SDP: Tier.ESTIMATED,
+}
 
 
 class PerturbationLaw(StrEnum):

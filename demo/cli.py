@@ -10,6 +10,7 @@ import safetensors.torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from app.embedded.stack import Stack
 from core.serialization import dump_statistics, dump_weights
@@ -106,7 +107,7 @@ def _register(client: Client, scenarios: list[Scenario]) -> dict[str, str]:
     return models
 
 
-def _samples(registration: Registration, forget: Any) -> bytes:
+def _samples(registration: Registration, forget: Tensor) -> bytes:
     dataset = registration.trained.dataset
     return safetensors.torch.save(
         {"x": dataset.train_features[forget], "y": dataset.train_labels[forget]}

@@ -8,7 +8,7 @@ import httpx
 import safetensors.torch
 from torch import Tensor
 
-_FINAL = {"completed", "refused", "failed", "cancelled"}
+from app.unlearning.models import FINAL_STATES
 
 
 class UnexpectedAnswerError(Exception):
@@ -93,4 +93,4 @@ class Client:
 
 def is_final(request: dict[str, Any]) -> bool:
     """Tell whether a request has reached a state that it never leaves."""
-    return request["state"] in _FINAL
+    return request["state"] in FINAL_STATES

@@ -59,7 +59,6 @@ if TYPE_CHECKING:  # core.results imports torch
 
 logger = structlog.get_logger(__name__)
 
-ATTEMPTS_EXHAUSTED = "attempts-exhausted"
 UNEXPECTED_ERROR = "unexpected-error"
 
 LIMITS = (

@@ -34,7 +34,7 @@ from core.serialization import (
     load_weights,
 )
 from core.statistics import StoredStatistics
-from core.vocabulary import Method, RefusalCause, Tier
+from core.vocabulary import TIER_OF, RefusalCause
 from worker import records
 from worker.leases import Heartbeat, insist
 from worker.options import options_of
@@ -175,7 +175,7 @@ def _refused_samples(work: Work, cause: RefusalCause, detail: str, remedy: str) 
         cause=cause,
         detail=detail,
         remedy=remedy,
-        tier=Tier.EXACT if work.options.method is Method.STORED else Tier.ESTIMATED,
+        tier=TIER_OF[work.options.method],
         method=work.options.method,
         gates=(),
         seeds={},

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,7 @@ def _poll_until_ready(
         )
 
 
-class Server:
+class Server(ABC):
     """Base of the two servers: a folder for the data, one for the socket, a log, a process."""
 
     name: str
@@ -254,14 +255,17 @@ class Server:
     ) -> None:
         self.stop()
 
+    @abstractmethod
     def _prepare(self) -> None:
-        """Make the data folder usable, before the start."""
+        """Make the folder usable, before the start."""
 
+    @abstractmethod
     def _command(self) -> Command:
-        raise NotImplementedError
+        """Return what starts the server."""
 
+    @abstractmethod
     def _answers(self) -> bool:
-        raise NotImplementedError
+        """Tell whether the server takes connections."""
 
 
 class PostgresServer(Server):

@@ -3,7 +3,7 @@
 import datetime
 import enum
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -108,7 +108,3 @@ class ModelOut(BaseModel):
     has_statistics: bool
     n_samples: int = Field(description="Size of the training set after all deletions")
     created_at: datetime.datetime
-
-
-# Part names of the multipart body of POST /v1/models.
-PartName = Literal["manifest", "weights", "statistics", "holdout"]

@@ -40,7 +40,7 @@ from app.unlearning import repository
 from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
 from app.unlearning.schemas import UnlearningIn
 from core.options import PerturbationOptions
-from core.vocabulary import Method, Tier
+from core.vocabulary import Method
 
 # The program of `paper-sdp` is built as one matrix of m·d² floats: 512 MiB at most.
 MAX_SDP_ENTRIES = 2**26
@@ -169,11 +169,6 @@ def cancel(
     _end(session, store, request, RequestState.CANCELLED)
     _log(session, request, "cancelled", actor=actor)
     return request
-
-
-def tier_of(method: str) -> Tier:
-    """Return the guarantee that a method aims at (METHOD §4)."""
-    return Tier.EXACT if method == Method.STORED else Tier.ESTIMATED
 
 
 # The worker's side

@@ -137,6 +137,24 @@ def test_theorem_1_is_the_published_formula():
     assert value == pytest.approx(4 * 0.25 * 4 * 9 * 7 / (0.5 * 7 - 2.4 / 6) ** 2)
 
 
+def test_theorem_1_gives_squared_loss_the_zero_that_is_reported_and_false():
+    problem = make(1, 20, 3, 2, 4)
+    _, reported = bounds.published_bounds()
+    for epsilon in (0.0, 0.1, 10.0):
+        value = bounds.theorem_1(
+            curvature_lipschitz=0.0,  # of a quadratic
+            gradient_bound=1.0,
+            n_forget=4,
+            n_samples=20,
+            ridge_strength=0.5,
+            largest_difference=epsilon,
+            num_features=3,
+        )
+        assert value == reported.value
+    # It speaks of any estimate, so also of one that moves the weights not at all.
+    assert problem.retain_gradient_norm(problem.model.weights) > reported.value
+
+
 def test_theorem_1_is_infinite_where_its_bracket_vanishes():
     value = bounds.theorem_1(
         curvature_lipschitz=0.25,

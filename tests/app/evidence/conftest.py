@@ -10,8 +10,10 @@ from sqlalchemy import func, select
 
 from app.artifacts.models import Artifact
 from app.db import new_id
+from app.evidence import service
 from app.evidence._fields import write_time
 from app.evidence.canonical import sha256_hex
+from app.evidence.models import RecordKind
 from app.evidence.schemas import (
     CERTIFICATE_VERDICT,
     ESTIMATE_VERDICT,
@@ -238,3 +240,21 @@ def new_request():
 @pytest.fixture
 def new_statement():
     return write_statement
+
+
+def issue_record(session, signer, kind):
+    """Issue a record of a new request, as the service does."""
+    request = add_request(session, kind)
+    return service.issue_record(
+        session,
+        signer,
+        "tests.lethe/audit",
+        kind=RecordKind(kind),
+        request=request,
+        statement=write_statement(session, request, kind),
+    )
+
+
+@pytest.fixture
+def new_record():
+    return issue_record

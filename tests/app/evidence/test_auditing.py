@@ -13,20 +13,12 @@ TRIGGERS = ("audit_entry", "evidence_record", "audit_head")
 
 
 @pytest.fixture
-def damaged(fresh_engine, signer, new_request, new_statement):
+def damaged(fresh_engine, signer, new_record):
     """A log of four entries, two of them of records, on which a superuser did his worst."""
     with Session(fresh_engine) as session:
         for kind in ("certificate", "refusal"):
             service.append(session, "before", subject={}, payload={"kind": kind})
-            request = new_request(session, kind)
-            service.issue_record(
-                session,
-                signer,
-                "tests.lethe/audit",
-                kind=RecordKind(kind),
-                request=request,
-                statement=new_statement(session, request, kind),
-            )
+            new_record(session, signer, kind)
         session.commit()
         report = service.verify_log(session, signer.verifier())
         assert (report.ok, report.size, report.records) == (True, 4, 2)

@@ -5,7 +5,6 @@ import pytest
 from app.auth import Scope
 from app.db import new_id
 from app.evidence import service
-from app.evidence.models import RecordKind
 from app.evidence.signing import Signer
 from app.evidence.verification import verify_bundle
 
@@ -17,19 +16,11 @@ def own_signer(settings):
 
 
 @pytest.fixture
-def issue(session, own_signer, new_request, new_statement):
+def issue(session, own_signer, new_record):
     def make(kind):
-        request = new_request(session, kind)
-        service.issue_record(
-            session,
-            own_signer,
-            "tests.lethe/audit",
-            kind=RecordKind(kind),
-            request=request,
-            statement=new_statement(session, request, kind),
-        )
+        record = new_record(session, own_signer, kind)
         session.commit()
-        return request.id
+        return record.request_id
 
     return make
 

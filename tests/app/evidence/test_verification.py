@@ -30,21 +30,12 @@ JUNK = (
 
 
 @pytest.fixture
-def issue(session, signer, new_request, new_statement):
+def issue(session, signer, new_record):
     """Issue a record as the service does, and return its bundle."""
 
     def make(kind="certificate"):
         service.append(session, "before", subject={}, payload={})
-        request = new_request(session, kind)
-        record = service.issue_record(
-            session,
-            signer,
-            "tests.lethe/audit",
-            kind=RecordKind(kind),
-            request=request,
-            statement=new_statement(session, request, kind),
-        )
-        return service.bundle(session, record)
+        return service.bundle(session, new_record(session, signer, kind))
 
     return make
 
