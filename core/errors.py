@@ -26,3 +26,7 @@ class SolverError(CoreError):
 
 class StatisticsMismatchError(CoreError):
     """A downdate would leave statistics that no data set has: the samples were never in it."""
+
+
+class BudgetError(CoreError):
+    """More would be reserved, spent or given back than a privacy budget has."""

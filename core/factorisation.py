@@ -49,6 +49,15 @@ class Factorisation:
         solution: Tensor = padded[: self.size]
         return solution
 
+    def inverse(self) -> Tensor:
+        """Return H⁻¹ as a matrix, for what multiplies by it many times.
+
+        Returns:
+            Shape (k, k), float64, symmetric up to round-off, a new tensor.
+        """
+        whole = torch.cholesky_inverse(self.storage, upper=True)
+        return whole[: self.size, : self.size].contiguous()
+
 
 def factorise(matrix: Tensor) -> Factorisation:
     """Factorise a symmetric matrix, if it is positive definite in float64.

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from core.errors import InvalidOptionError
-from core.vocabulary import Floor, Method, PerturbationLaw
+from core.vocabulary import Anchor, Floor, Method, PerturbationLaw, Prior
 
-SdpSolver = Literal["CLARABEL", "SCS"]
+# FIRST_ORDER is our own; the others are called through cvxpy.
+SdpSolver = Literal["FIRST_ORDER", "CLARABEL", "SCS"]
 
 # Seeds are written into signed JSON, where integers beyond 2^53 are not exact.
 _SEED_LIMIT = 2**32
@@ -25,6 +26,30 @@ def unknowns(num_features: int) -> int:
     return num_features * (num_features + 1) // 2
 
 
+def sdp_floats(solver: SdpSolver, equations: int, num_features: int) -> int:
+    """Return about how many float64 numbers a solver of (2) holds at its peak.
+
+    cvxpy needs the matrix of all equations, m·d², and copies of it; our own the directions, their
+    whitened form and temporaries of their size.
+
+    Args:
+        solver: Which one.
+        equations: m.
+        num_features: d.
+
+    Returns:
+        A number of float64 entries, for limits and messages.
+
+    >>> sdp_floats("FIRST_ORDER", 1000, 512)
+    6217728
+    >>> sdp_floats("CLARABEL", 1000, 512)
+    262144000
+    """
+    if solver == "FIRST_ORDER":
+        return 6 * equations * num_features + 12 * num_features**2
+    return equations * num_features**2
+
+
 @dataclass(frozen=True, slots=True)
 class GatePolicy:
     """What an estimated deletion is held against.
@@ -34,11 +59,14 @@ class GatePolicy:
         splits: Random half-splits of the forget set that (7) is averaged over.
         require_identified: Refuse `paper-sdp` with fewer equations than unknowns. Only benchmarks
             that show what happens then switch it off.
+        skew_level: Refuse an estimate when the forget set differs from the training set at this
+            level of significance, over all skew tests together; 0 switches them off.
     """
 
     threshold: float = 1.0
     splits: int = 8
     require_identified: bool = True
+    skew_level: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -48,6 +76,10 @@ class GatePolicy:
             )
         if self.splits < 1:
             raise InvalidOptionError(f"gate.splits: expected at least 1, got {self.splits}")
+        if not 0 <= self.skew_level < 1:
+            raise InvalidOptionError(
+                f"gate.skew_level: expected a number in [0, 1), got {self.skew_level}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +117,25 @@ class PerturbationOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorOptions:
+    """The penalty weight·‖X − H_0‖²_F that may be added to equation (2), in mean form.
+
+    Attributes:
+        kind: H_0.
+        weight: Of the penalty, relative to the mean square of the equations' coefficients
+            ½δ_jδ_k; dimensionless, positive. Plays no part with kind `none`.
+    """
+
+    kind: Prior = Prior.NONE
+    weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require_member("prior.kind", self.kind, Prior)
+        if not 0 < self.weight < math.inf:
+            raise InvalidOptionError(f"prior.weight: expected a positive number, got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True)
 class UnlearningOptions:
     """Every choice that `core.pipeline.unlearn` leaves to its caller.
 
@@ -95,6 +146,8 @@ class UnlearningOptions:
         perturbation: Stage 1 of `paper-sdp`; other methods draw no perturbations.
         floor: F of the constraint X ⪰ F of `paper-sdp`.
         solver: Program that solves (2) for `paper-sdp`.
+        prior: What (2) is drawn towards where the equations say nothing.
+        anchor: What becomes of the weights that logistic statistics were collected at.
     """
 
     method: Method
@@ -102,11 +155,14 @@ class UnlearningOptions:
     gate: GatePolicy = field(default_factory=GatePolicy)
     perturbation: PerturbationOptions = field(default_factory=PerturbationOptions)
     floor: Floor = Floor.RIDGE
-    solver: SdpSolver = "CLARABEL"
+    solver: SdpSolver = "FIRST_ORDER"
+    prior: PriorOptions = field(default_factory=PriorOptions)
+    anchor: Anchor = Anchor.MOVE
 
     def __post_init__(self) -> None:
         _require_member("method", self.method, Method)
         _require_member("floor", self.floor, Floor)
+        _require_member("anchor", self.anchor, Anchor)
         if self.solver not in get_args(SdpSolver):
             raise InvalidOptionError(
                 f"solver: expected one of {', '.join(get_args(SdpSolver))}, got {self.solver!r}"

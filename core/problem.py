@@ -1,11 +1,13 @@
 """What is given: a linear model, its ridge, and sets of samples (METHOD §1)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.errors import InvalidOptionError, InvalidTensorError
+from core.privacy import Privacy
 from core.vocabulary import Loss, RidgeConvention
 
 
@@ -32,7 +34,7 @@ def require_matrix(
     if not fits:
         raise InvalidTensorError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
     # A sum is finite only if every entry is (it may also overflow): eight times faster.
-    if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
+    if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
         raise InvalidTensorError(f"{name}: contains NaN or infinite values")
 
 
@@ -93,6 +95,29 @@ class SampleSet:
         return self.features.shape[0]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """Public or synthetic features that stand in for the training set's (METHOD §4).
+
+    Attributes:
+        features: X_S, shape (n_S, d), float64.
+        distance: Declared bound on ‖H̄ − H̄_S‖₂, the mean Hessians without the ridge at the model's
+            weights (for every output); None where only an estimate of it can be made.
+    """
+
+    features: Tensor
+    distance: float | None = None
+
+    def __post_init__(self) -> None:
+        require_matrix("surrogate.features", self.features)
+        if self.features.shape[0] == 0:
+            raise InvalidTensorError("surrogate.features: an empty set stands for nothing")
+        if self.distance is not None and not 0 <= self.distance < float("inf"):
+            raise InvalidOptionError(
+                f"surrogate.distance: expected a number >= 0, got {self.distance}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class LinearModel:
     """A linear head at (or near) the optimum of its training objective.
@@ -105,6 +130,7 @@ class LinearModel:
         gradient_norm_bound: Bound on ‖∇L(W; D)‖_F (sum form): 0 at an attested optimum; after
             estimated deletions, the worst case that they left behind.
         loss: Per-sample loss.
+        privacy: How residuals of deletions are hidden; None where nothing hides them.
     """
 
     weights: Tensor
@@ -113,6 +139,7 @@ class LinearModel:
     feature_norm_bound: float
     gradient_norm_bound: float = 0.0
     loss: Loss = Loss.SQUARED
+    privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
         require_matrix("weights", self.weights)

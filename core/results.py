@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.statistics import StoredStatistics
-from core.vocabulary import Method, RefusalCause, Standing, Tier
+from core.statistics import Statistics
+from core.vocabulary import Mechanism, Method, RefusalCause, Standing, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,62 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class MembershipInference:
+    """How well a loss threshold tells forget samples from holdout samples (METHOD §7).
+
+    A figure near ½ proves nothing for a random forget set: the untouched model scores the same.
+
+    Attributes:
+        auc: Area under the ROC curve; ½ is guessing.
+        tpr_at_1_percent_fpr: Share of forget samples found when 1 % of the holdout is accused.
+    """
+
+    auc: float
+    tpr_at_1_percent_fpr: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionLeak:
+    """What the old and the new weights together reveal of the forget samples (METHOD §5).
+
+    Attributes:
+        cosine: Largest |cosine| between a forget sample's features and the leading left singular
+            vector of ΔW, all that someone without the statistics has.
+        cosine_with_statistics: As `cosine`, of H_rΔW: what a thief of the statistics has; None
+            without them.
+    """
+
+    cosine: float
+    cosine_with_statistics: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyStatement:
+    """An (ε, δ) guarantee and how much of its budget is used.
+
+    Attributes:
+        mechanism: Where the noise enters.
+        epsilon: ε.
+        delta: δ.
+        sigma: Standard deviation of the noise.
+        measure: Name of the bound that is held against the budget: `residual_gradient_norm` for
+            objective perturbation, `distance_to_retraining` for output perturbation.
+        limit: Largest value of it that the noise hides.
+        spent: Its value at the new weights, all deletions of the lineage included.
+        assumptions: What the guarantee rests on beside the bound.
+    """
+
+    mechanism: Mechanism
+    epsilon: float
+    delta: float
+    sigma: float
+    measure: str
+    limit: float
+    spent: float
+    assumptions: tuple[Assumption, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Scores before and after.
 
@@ -100,7 +156,11 @@ class Metrics:
             statistics; None without them.
         retain_loss_after: As `retain_loss_before`, at the new weights.
         weight_change: ‖W_u − W‖_F.
-        missing: Why something is None, by `holdout` or `retain_loss`.
+        membership_before: Membership inference at the old weights; None without a holdout.
+        membership_after: As `membership_before`, at the new weights.
+        reconstruction: What both weights together reveal, as released; None where the change is 0.
+        missing: Why something is None, by `holdout`, `retain_loss`, `membership`,
+            `reconstruction` or `reference_models` (which LiRA needs, and the service never has).
     """
 
     forget_before: Score
@@ -110,6 +170,9 @@ class Metrics:
     retain_loss_before: float | None
     retain_loss_after: float | None
     weight_change: float
+    membership_before: MembershipInference | None
+    membership_after: MembershipInference | None
+    reconstruction: ReconstructionLeak | None
     missing: Mapping[str, str]
 
 
@@ -118,7 +181,8 @@ class Unlearned:
     """The forget set's influence was removed, to the extent that `tier` and `bounds` say.
 
     Attributes:
-        weights: W_u, shape (d, C), float64.
+        weights: W_u, shape (d, C), float64. With output perturbation a secret of the model.
+        release: What may leave the service, shape (d, C), float64: W_u, or W_u with the noise.
         statistics: Downdated statistics of the retain set, or None where none were stored.
         n_samples: n_r = n − n_f.
         gradient_norm_bound: Bound on ‖∇L(W_u; D_r)‖_F to carry to the next deletion.
@@ -130,10 +194,12 @@ class Unlearned:
         metrics: Scores before and after.
         seeds: Every seed that was used, by purpose.
         assumptions: What the tier rests on.
+        privacy: The (ε, δ) guarantee, where noise was declared and the tier has a true bound.
     """
 
     weights: Tensor
-    statistics: StoredStatistics | None
+    release: Tensor
+    statistics: Statistics | None
     n_samples: int
     gradient_norm_bound: float
     tier: Tier
@@ -144,6 +210,7 @@ class Unlearned:
     metrics: Metrics
     seeds: Mapping[str, int]
     assumptions: tuple[Assumption, ...]
+    privacy: PrivacyStatement | None
 
 
 @dataclass(frozen=True, slots=True)

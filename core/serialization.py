@@ -3,6 +3,10 @@
 Files hold float64; samples may come as float32, and classes as int64 labels.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -10,9 +14,11 @@ from torch import Tensor
 
 from core.errors import InvalidTensorError
 from core.problem import SampleSet, require_matrix
-from core.statistics import StoredStatistics
+from core.statistics import LogisticStatistics, Statistics, StoredStatistics
 
 _REAL = frozenset({torch.float32, torch.float64})
+# What a file holds of a factor; what was proved about the statistics is proved anew.
+_FACTOR = ("inverse", "shift", "joint_inverse")
 
 
 def dump_weights(weights: Tensor) -> bytes:
@@ -46,13 +52,19 @@ def load_weights(content: bytes) -> Tensor:
     Raises:
         InvalidTensorError: It is no such file.
     """
-    weights = _load(content, required={"weight"})["weight"]
+    tensors = _load(content)
+    _require_keys(tensors, required={"weight"})
+    weights = tensors["weight"]
     require_matrix("weight", weights)
     return weights
 
 
-def dump_statistics(statistics: StoredStatistics) -> bytes:
-    """Write {`gram`, `cross`, `target_gram`, `round_off`: float64, `n_samples`: int64}.
+def dump_statistics(statistics: Statistics) -> bytes:
+    """Write the attributes of statistics under their names; the keys tell the kinds apart.
+
+    Squared loss: `gram`, `cross`, `target_gram`, `n_samples`, `round_off`; with a factor also
+    `factor.inverse`, `factor.shift`, `factor.joint_inverse`. Logistic loss: as the attributes of
+    `core.statistics.LogisticStatistics`. Counts are int64, all else float64.
 
     Args:
         statistics: What to write.
@@ -60,43 +72,55 @@ def dump_statistics(statistics: StoredStatistics) -> bytes:
     Returns:
         The same bytes for the same numbers.
     """
-    return _dump(
-        {
-            "gram": statistics.gram,
-            "cross": statistics.cross,
-            "target_gram": statistics.target_gram,
-            "n_samples": torch.tensor([statistics.n_samples], dtype=torch.int64),
-            "round_off": torch.tensor([statistics.round_off], dtype=torch.float64),
+    tensors = {
+        field.name: _as_tensor(getattr(statistics, field.name))
+        for field in dataclasses.fields(statistics)
+        if field.name != "factor"
+    }
+    if isinstance(statistics, StoredStatistics) and statistics.factor is not None:
+        tensors |= {
+            f"factor.{name}": _as_tensor(getattr(statistics.factor, name)) for name in _FACTOR
         }
-    )
+    return _dump(tensors)
 
 
-def load_statistics(content: bytes) -> StoredStatistics:
-    """Read statistics.
+def load_statistics(content: bytes) -> Statistics:
+    """Read statistics of either kind.
 
     Args:
-        content: A safetensors file. `round_off` may be missing where statistics were collected
-            elsewhere; then the worst case of float64 sums is taken.
+        content: A safetensors file. `round_off` may be missing where statistics of the squared
+            loss were collected elsewhere; then the worst case of float64 sums is taken.
 
     Returns:
         Statistics, on the CPU.
 
     Raises:
         InvalidTensorError: It is no such file, or its numbers are no data set's.
-        InvalidOptionError: `n_samples` or `round_off` is out of range.
+        InvalidOptionError: A count or a round-off is out of range.
     """
-    tensors = _load(
-        content,
-        required={"gram", "cross", "target_gram", "n_samples"},
+    tensors = _load(content)
+    if "hessians" in tensors:
+        return _logistic_statistics(tensors)
+    stored = {f"factor.{name}" for name in _FACTOR} if "factor.inverse" in tensors else set()
+    _require_keys(
+        tensors,
+        required={"gram", "cross", "target_gram", "n_samples"} | stored,
         optional={"round_off"},
     )
     round_off = tensors.get("round_off")
-    return StoredStatistics.from_arrays(
+    statistics = StoredStatistics.from_arrays(
         tensors["gram"],
         tensors["cross"],
         tensors["target_gram"],
         int(_scalar("n_samples", tensors["n_samples"], torch.int64)),
         None if round_off is None else _scalar("round_off", round_off, torch.float64),
+    )
+    if not stored:
+        return statistics
+    return statistics.with_stored_factor(
+        tensors["factor.inverse"],
+        _scalar("factor.shift", tensors["factor.shift"], torch.float64),
+        tensors["factor.joint_inverse"],
     )
 
 
@@ -126,7 +150,8 @@ def load_samples(content: bytes, num_outputs: int) -> SampleSet:
     Raises:
         InvalidTensorError: It is no such file, or a shape, dtype or value does not fit.
     """
-    tensors = _load(content, required={"x", "y"})
+    tensors = _load(content)
+    _require_keys(tensors, required={"x", "y"})
     targets = tensors["y"]
     if targets.dtype == torch.int64:
         targets = _one_hot(targets, num_outputs)
@@ -141,17 +166,42 @@ def _dump(tensors: dict[str, Tensor]) -> bytes:
     )
 
 
-def _load(
-    content: bytes, *, required: set[str], optional: frozenset[str] | set[str] = frozenset()
-) -> dict[str, Tensor]:
+def _load(content: bytes) -> dict[str, Tensor]:
     try:
-        tensors = safetensors.torch.load(content)
+        return safetensors.torch.load(content)
     except SafetensorError as error:
         raise InvalidTensorError(f"file: not a safetensors file: {error}") from error
+
+
+def _require_keys(
+    tensors: Mapping[str, Tensor],
+    *,
+    required: set[str],
+    optional: frozenset[str] | set[str] = frozenset(),
+) -> None:
     found = set(tensors)
     if not required <= found <= required | optional:
         raise InvalidTensorError(f"file: expected keys {sorted(required)}, got {sorted(found)}")
-    return tensors
+
+
+def _logistic_statistics(tensors: Mapping[str, Tensor]) -> LogisticStatistics:
+    fields = {field.name: field.type for field in dataclasses.fields(LogisticStatistics)}
+    _require_keys(tensors, required=set(fields))
+    values: dict[str, Any] = {}
+    for name, kind in fields.items():
+        if kind is int:
+            values[name] = int(_scalar(name, tensors[name], torch.int64))
+        elif kind is float:
+            values[name] = _scalar(name, tensors[name], torch.float64)
+        else:
+            values[name] = tensors[name]
+    return LogisticStatistics(**values)
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor([value], dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 
 def _scalar(name: str, tensor: Tensor, dtype: torch.dtype) -> float:

@@ -15,6 +15,7 @@ class Loss(StrEnum):
     """Per-sample training loss (METHOD §1)."""
 
     SQUARED = "squared"
+    LOGISTIC = "logistic"  # one-vs-rest; targets are 0 or 1 in each of the C columns
 
 
 class RidgeConvention(StrEnum):
@@ -28,6 +29,7 @@ class Method(StrEnum):
     """How the retain Hessian is obtained."""
 
     STORED = "stored"
+    SURROGATE = "surrogate"
     FORGET_CURVATURE = "forget-curvature"
     PAPER_SDP = "paper-sdp"
 
@@ -36,15 +38,26 @@ class Tier(StrEnum):
     """What kind of guarantee a result carries (METHOD §4)."""
 
     EXACT = "exact"
+    CERTIFIED = "certified"
+    SURROGATE = "surrogate"
     ESTIMATED = "estimated"
 
 
-# The tier that each method aims at; there is no other place that knows.
-TIER_OF: Mapping[Method, Tier] = {
-    Method.STORED: Tier.EXACT,
-    Method.FORGET_CURVATURE: Tier.ESTIMATED,
-    Method.PAPER_SDP: Tier.ESTIMATED,
+_TIER_OF_STORED: Mapping[Loss, Tier] = {
+    Loss.SQUARED: Tier.EXACT,
+    Loss.LOGISTIC: Tier.CERTIFIED,
 }
+
+
+def tier_of(method: Method, loss: Loss) -> Tier:
+    """Return the tier that a method aims at for a loss; there is no other place that knows.
+
+    >>> tier_of(Method.STORED, Loss.LOGISTIC)
+    <Tier.CERTIFIED: 'certified'>
+    """
+    if method is Method.STORED:
+        return _TIER_OF_STORED[loss]
+    return Tier.SURROGATE if method is Method.SURROGATE else Tier.ESTIMATED
 
 
 class PerturbationLaw(StrEnum):
@@ -62,6 +75,27 @@ class Floor(StrEnum):
     FORGET = "forget"  # H̄_f, the floor of the authors' own program
 
 
+class Prior(StrEnum):
+    """H_0 of the penalty weight·‖X − H_0‖²_F that may be added to equation (2)."""
+
+    NONE = "none"
+    FORGET = "forget"  # H̄_f with the ridge of the mean retain objective
+
+
+class Mechanism(StrEnum):
+    """What hides the residual of a deletion (METHOD §5)."""
+
+    OBJECTIVE = "objective-perturbation"  # trained with bᵀw, b ~ N(0, σ²I), b a secret
+    OUTPUT = "output-perturbation"  # every release is W + N(0, σ²I)
+
+
+class Anchor(StrEnum):
+    """What becomes of the weights that logistic statistics were collected at (METHOD §5)."""
+
+    MOVE = "move"  # forgotten with each deletion; the drift is bounded and adds up
+    KEEP = "keep"  # stay a secret of the statistics; bounds depend on the sum of all steps alone
+
+
 class RefusalCause(StrEnum):
     """Why a request was answered by a refusal record instead of new weights."""
 
@@ -73,6 +107,9 @@ class RefusalCause(StrEnum):
     ESTIMATE_NOT_IDENTIFIED = "estimate-not-identified"
     ILL_CONDITIONED = "ill-conditioned"
     NOTHING_WOULD_REMAIN = "nothing-would-remain"
+    FORGET_SET_SKEWED = "forget-set-skewed"
+    BUDGET_SPENT = "budget-spent"
+    RETRAINING_REQUIRED = "retraining-required"
 
 
 class Standing(StrEnum):

@@ -12,7 +12,8 @@ class HessianEstimate:
     """An estimate Ĥ of the retain Hessian.
 
     Attributes:
-        matrix: Ĥ, shape (d, d), float64, symmetric, in sum form over the retain set with its ridge.
+        matrix: Ĥ, float64, symmetric, in sum form over the retain set with its ridge; shape (d, d),
+            shared by all outputs, or (C, d, d), one an output.
         report: How it came about.
     """
 

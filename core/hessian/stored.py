@@ -16,9 +16,20 @@ def stored(remaining: StoredStatistics, ridge: Ridge) -> HessianEstimate:
     Returns:
         The retain Hessian; it differs from the exact one by at most `round_off` of the statistics.
     """
-    report = SolverReport(
+    return HessianEstimate(remaining.hessian(ridge), statistics_report(remaining))
+
+
+def statistics_report(remaining: StoredStatistics) -> SolverReport:
+    """Say that the retain Hessian is known, and how precisely.
+
+    Args:
+        remaining: Statistics of the retain set.
+
+    Returns:
+        A report with `statistics_round_off`.
+    """
+    return SolverReport(
         name="stored-statistics",
         status="direct",
         figures={"statistics_round_off": remaining.round_off},
     )
-    return HessianEstimate(remaining.hessian(ridge), report)

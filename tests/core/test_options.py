@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from core.errors import InvalidOptionError
-from core.options import GatePolicy, PerturbationOptions, UnlearningOptions, unknowns
-from core.vocabulary import Floor, Method
+from core.options import GatePolicy, PerturbationOptions, PriorOptions, UnlearningOptions, unknowns
+from core.vocabulary import Floor, Method, Prior
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,10 @@ from core.vocabulary import Floor, Method
         (lambda: PerturbationOptions(scale=0.0), "scale"),
         (lambda: PerturbationOptions(scale=float("inf")), "scale.*inf"),
         (lambda: PerturbationOptions(law="gaussian"), "law: expected a member"),
+        (lambda: PriorOptions(kind="forget"), "prior.kind: expected a member of Prior"),
+        (lambda: PriorOptions(kind=Prior.FORGET, weight=0.0), r"prior.weight.*0\.0"),
+        (lambda: PriorOptions(weight=float("inf")), "prior.weight.*inf"),
+        (lambda: PriorOptions(weight=float("nan")), "prior.weight.*nan"),
         (lambda: UnlearningOptions(method="stored"), "method: expected a member"),
         (lambda: UnlearningOptions(method=Method.STORED, floor="zero"), "floor"),
         (lambda: UnlearningOptions(method=Method.STORED, solver="MOSEK"), "CLARABEL, SCS"),
@@ -35,7 +39,8 @@ def test_defaults_are_those_of_the_method():
     options = UnlearningOptions(method=Method.PAPER_SDP)
     assert options.gate == GatePolicy(threshold=1.0, splits=8, require_identified=True)
     assert options.floor is Floor.RIDGE
-    assert options.solver == "CLARABEL"
+    assert options.solver == "FIRST_ORDER"
+    assert options.prior == PriorOptions(kind=Prior.NONE, weight=1e-3)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 17, 64])

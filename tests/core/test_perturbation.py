@@ -1,12 +1,15 @@
+import mpmath
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from core import losses
 from core.options import PerturbationOptions
 from core.perturbation import draw, measure
-from core.problem import Ridge
-from core.vocabulary import PerturbationLaw, RidgeConvention
+from core.problem import LinearModel, Ridge, SampleSet
+from core.vocabulary import Loss, PerturbationLaw, RidgeConvention
+from tests.reference import semidefinite
 from tests.reference.problems import Problem, make
 
 CONVENTIONS = pytest.mark.parametrize("convention", list(RidgeConvention))
@@ -78,3 +81,59 @@ def test_draws_are_seeded_and_scaled():
 
 def test_without_a_count_there_are_a_fifth_more_equations_than_unknowns():
     assert draw(PerturbationOptions(), 5, seed=0).shape == (18, 5)
+
+
+def logistic(seed: int, *, shift: float = 0.2, size: float = 1.0) -> tuple[LinearModel, SampleSet]:
+    rng = np.random.default_rng(seed)
+    weights = torch.tensor(size * rng.standard_normal((3, 2)))
+    labels = torch.tensor((rng.random((6, 2)) < 0.5).astype(float))
+    ridge = Ridge(RidgeConvention.PER_SAMPLE, shift)
+    model = LinearModel(weights, ridge, 20, 10.0, loss=Loss.LOGISTIC)
+    return model, SampleSet(torch.tensor(rng.standard_normal((6, 3))), labels)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 300.0])
+@pytest.mark.parametrize("size", [1.0, 30.0], ids=["moderate", "saturated"])
+@pytest.mark.parametrize("law", list(PerturbationLaw))
+def test_logistic_differences_have_all_their_digits_at_every_scale(law, size, scale):
+    model, forget = logistic(0, size=size)
+    options = PerturbationOptions(count=5, law=law, scale=scale)
+    found = measure(model, forget, options, seed=4)
+    assert found.curvatures.shape == (5, 2)
+    features, targets = forget.features.numpy(), forget.targets.numpy()
+    with mpmath.workdps(60):
+        for output in range(2):
+            loss = semidefinite.exact_logistic_loss(features, targets[:, output], 0.2)
+            start = [mpmath.mpf(w) for w in model.weights[:, output].tolist()]
+            slope = [mpmath.diff(loss_along(loss, start, axis), 0) for axis in range(3)]
+            for delta, value in zip(found.directions, found.curvatures[:, output], strict=True):
+                step = [mpmath.mpf(x) for x in delta.tolist()]
+                ahead = loss([w + x for w, x in zip(start, step, strict=True)]) - loss(start)
+                back = loss([w - x for w, x in zip(start, step, strict=True)]) - loss(start)
+                linear = mpmath.fsum(g * x for g, x in zip(slope, step, strict=True))
+                # n_f/n_r = 6/14.
+                exact = ahead + linear * 6 / 14 if law is PerturbationLaw.GAUSSIAN else None
+                exact = (ahead + back) / 2 if exact is None else exact
+                assert float(value) == pytest.approx(float(exact), rel=1e-11)
+
+
+def loss_along(loss, start, axis):
+    return lambda t: loss([w + (t if place == axis else 0) for place, w in enumerate(start)])
+
+
+def test_small_logistic_pairs_measure_the_hessian_of_each_output():
+    model, forget = logistic(1)
+    found = measure(model, forget, PerturbationOptions(count=7, scale=1e-6), seed=3)
+    hessians = losses.OF[Loss.LOGISTIC].hessian(model.weights, forget.features) / 6
+    hessians += 0.2 * torch.eye(3, dtype=torch.float64)
+    deltas = found.directions
+    wanted = 0.5 * torch.einsum("mi,cij,mj->mc", deltas, hessians, deltas)
+    assert_close(found.curvatures, wanted, rtol=1e-9, atol=0.0)
+
+
+def test_logistic_differences_of_no_change_are_zero():
+    model, forget = logistic(2)
+    still = SampleSet(torch.zeros_like(forget.features), forget.targets)
+    found = measure(model, still, PerturbationOptions(count=300), seed=3)
+    ridge = 0.1 * found.directions.square().sum(dim=1)
+    assert_close(found.curvatures, ridge[:, None].expand(300, 2), rtol=1e-14, atol=0.0)

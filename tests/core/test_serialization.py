@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +15,10 @@ from core.serialization import (
     load_statistics,
     load_weights,
 )
+from core.statistics import LogisticStatistics
+from core.vocabulary import Anchor
+from tests.reference.logistic_problems import delete
+from tests.reference.logistic_problems import make as make_logistic
 from tests.reference.problems import make
 
 PROBLEM = make(0, 12, 3, 2, 4)
@@ -115,3 +121,29 @@ def test_dumping_changes_nothing():
     copy = SampleSet(forget.features.clone(), forget.targets.clone())
     dump_samples(forget)
     assert torch.equal(forget.features, copy.features)
+
+
+def test_logistic_statistics_come_back_as_they_were_and_their_keys_tell_the_kind():
+    problem = make_logistic(5, 30, 3, 2, noise=1.0)
+    _, _, statistics = delete(
+        problem.model, problem.statistics, problem.rows(slice(2)), Anchor.MOVE
+    )
+    statistics = statistics.downdate(problem.rows(slice(2, 4)))
+    content = dump_statistics(statistics)
+    loaded = load_statistics(content)
+    assert isinstance(loaded, LogisticStatistics)
+    for field in dataclasses.fields(statistics):
+        before, after = getattr(statistics, field.name), getattr(loaded, field.name)
+        same = torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+        assert same, field.name
+        assert type(before) is type(after)
+    assert statistics.n_drifted == 2
+    assert dump_statistics(loaded) == content
+
+
+def test_logistic_statistics_with_a_missing_key_are_refused():
+    statistics = make_logistic(5, 30, 3, 2).statistics
+    tensors = safetensors.numpy.load(dump_statistics(statistics))
+    del tensors["drift"]
+    with pytest.raises(InvalidTensorError, match="file: expected keys"):
+        load_statistics(safetensors.numpy.save(tensors))

@@ -16,12 +16,47 @@ from decimal import Decimal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
-RECORD = "application/vnd.lethe.record.v1+json"
+RECORD_1 = "application/vnd.lethe.record.v1+json"
+RECORD_2 = "application/vnd.lethe.record.v2+json"
 CHECKPOINT = "application/vnd.lethe.checkpoint.v1+json"
+EXACT = (
+    "The forget samples' influence on these weights was removed: the weights are what training on "
+    "the remaining samples gives, up to the certifying bounds stated here, if every assumption "
+    "stated here holds."
+)
+CERTIFIED = (
+    "The forget samples' influence on these weights was reduced to within a bound: what is "
+    "certified is that the gradient on the remaining samples is at most the certifying residual "
+    "bound stated here, if every assumption stated here holds."
+)
+OBJECTIVE = (
+    " With the noise that the model was declared to be trained with, this gives the (ε, δ) "
+    "guarantee stated here, under its assumptions."
+)
+OUTPUT = (
+    " These are the weights before noise. The digest is of the weights that were released, which "
+    "have the declared noise added; this gives the (ε, δ) guarantee stated here, under its "
+    "assumptions."
+)
+SURROGATE = (
+    "The weights were moved towards what training on the remaining samples would give, with the "
+    "curvature of surrogate features in place of the training set's. "
+)
+DECLARED = (
+    "The bounds stated here are conditional on the declared distance of the two, which nobody here "
+    "could check: this is not a certificate."
+)
+UNDECLARED = (
+    "No distance of the two was declared, so how much of the forget samples' influence is left is "
+    "not guaranteed: this is not a certificate."
+)
+NO_NOISE = " No (ε, δ) guarantee is made."
+NO_NOISE_LIMIT = "No noise was declared: the residual is bounded, but no (ε, δ) guarantee is made."
+MECHANISMS = {
+    "objective-perturbation": (OBJECTIVE, "residual_gradient_norm"),
+    "output-perturbation": (OUTPUT, "distance_to_retraining"),
+}
 VERDICTS = {
-    "certificate": "The forget samples' influence on these weights was removed: the weights are "
-    "what training on the remaining samples gives, up to the certifying bounds stated here, if "
-    "every assumption stated here holds.",
     "estimate": "The weights were moved towards what training on the remaining samples would give, "
     "by an estimate. How much of the forget samples' influence is left is not guaranteed: this is "
     "not a certificate.",
@@ -46,7 +81,7 @@ EXCLUSIONS = (
     "models derived from earlier weights",
     "the training data itself, wherever it is kept",
 )
-CAUSES = (
+CAUSES_1 = (
     "not-in-training-set",
     "already-forgotten",
     "duplicate-samples",
@@ -56,6 +91,7 @@ CAUSES = (
     "ill-conditioned",
     "nothing-would-remain",
 )
+CAUSES_2 = (*CAUSES_1, "forget-set-skewed", "budget-spent", "retraining-required")
 OVERCLAIM = re.compile(
     r"gdpr\W*complian|complian\w*\W+(?:with|to)\W+(?:the\W+)?gdpr|contains? nothing", re.IGNORECASE
 )
@@ -288,39 +324,80 @@ gate = fields(
 )
 solver = fields(name=text, status=text, figures=map_of(or_null(number())))
 score = fields(mean_loss=number(0), accuracy=or_null(number(0, 1)), n_samples=positive)
-metrics = fields(
-    forget_before=score,
-    forget_after=score,
-    holdout_before=or_null(score),
-    holdout_after=or_null(score),
-    retain_loss_before=or_null(number()),
-    retain_loss_after=or_null(number()),
-    weight_change=number(0),
-    missing=map_of(prose),
+metrics_1 = {
+    "forget_before": score,
+    "forget_after": score,
+    "holdout_before": or_null(score),
+    "holdout_after": or_null(score),
+    "retain_loss_before": or_null(number()),
+    "retain_loss_after": or_null(number()),
+    "weight_change": number(0),
+    "missing": map_of(prose),
+}
+share, cosine = number(0, 1), number(0, 1 + 1e-9)
+membership = or_null(fields(auc=share, tpr_at_1_percent_fpr=share))
+metrics_2 = metrics_1 | {
+    "membership_before": membership,
+    "membership_after": membership,
+    "reconstruction": or_null(fields(cosine=cosine, cosine_with_statistics=or_null(cosine))),
+}
+revision_1 = {
+    "number": integer(0),
+    "n_samples": positive,
+    "weights_sha256": sha256,
+    "statistics_sha256": or_null(sha256),
+}
+revision_2 = revision_1 | {"delivered": one_of("weights", "weights_with_noise")}
+policy_1 = {"threshold": number(above=0), "splits": positive, "require_identified": boolean}
+parameters_1 = {
+    "gate": fields(**policy_1),
+    "perturbation": or_null(
+        fields(law=one_of("gaussian", "antithetic"), count=positive, scale=number(above=0))
+    ),
+    "floor": or_null(one_of("zero", "ridge", "forget")),
+    "solver": or_null(text),
+}
+parameters_2 = parameters_1 | {
+    "gate": fields(**policy_1, skew_level=number(0, math.nextafter(1, 0))),
+    "prior": or_null(fields(kind=one_of("none", "forget"), weight=number(above=0))),
+    "anchor": or_null(one_of("move", "keep")),
+}
+disposal_1 = {
+    "forget_samples": one_of("key_destroyed"),
+    "superseded_weights": one_of("key_destroyed", "kept_by_policy"),
+    "superseded_statistics": one_of("key_destroyed", "none_stored"),
+}
+disposal_2 = disposal_1 | {
+    "superseded_anchor": one_of("moved", "kept_as_secret", "none"),
+    "release_noise": one_of("never_recorded", "none"),
+}
+privacy = fields(
+    mechanism=one_of(*MECHANISMS),
+    epsilon=number(above=0),
+    delta=number(0, math.nextafter(1, 0), above=0),
+    sigma=number(above=0),
+    measure=text,
+    limit=number(above=0),
+    spent=number(0),
+    left=number(0),
+    assumptions=list_of(assumption, 1),
 )
-revision = fields(
-    number=integer(0), n_samples=positive, weights_sha256=sha256, statistics_sha256=or_null(sha256)
-)
-common = {
-    "version": one_of("lethe.record/v1"),
-    "id": identifier,
-    "request": fields(id=identifier, n_forget=positive, sample_commitment=sha256),
-    "model": fields(
+surrogate = fields(features_sha256=sha256, declared_distance=or_null(number(0)))
+
+
+def model(*losses):
+    return fields(
         id=identifier,
         name=text,
         manifest_sha256=sha256,
         task=one_of("classification", "regression"),
-        loss=one_of("squared"),
-    ),
-    "revision_before": revision,
-    "parameters": fields(
-        gate=fields(threshold=number(above=0), splits=positive, require_identified=boolean),
-        perturbation=or_null(
-            fields(law=one_of("gaussian", "antithetic"), count=positive, scale=number(above=0))
-        ),
-        floor=or_null(one_of("zero", "ridge", "forget")),
-        solver=or_null(text),
-    ),
+        loss=one_of(*losses),
+    )
+
+
+common = {
+    "id": identifier,
+    "request": fields(id=identifier, n_forget=positive, sample_commitment=sha256),
     "seeds": map_of(seed),
     "environment": fields(
         lethe_version=text,
@@ -335,46 +412,101 @@ common = {
     "limits": list_of(prose),
     "times": fields(received=time, started=time, finished=time),
     "how_to_verify": one_of(HOW_TO_VERIFY),
+    "verdict": prose,
 }
-completed = common | {
-    "revision_after": revision,
+common_1 = common | {
+    "version": one_of("lethe.record/v1"),
+    "model": model("squared"),
+    "revision_before": fields(**revision_1),
+    "parameters": fields(**parameters_1),
+}
+common_2 = common | {
+    "version": one_of("lethe.record/v2"),
+    "model": model("squared", "logistic"),
+    "revision_before": fields(**revision_2),
+    "parameters": fields(**parameters_2),
+}
+completed = {
     "assumptions": list_of(assumption, 1),
     "solvers": list_of(solver, 1),
     "bounds": list_of(bound, 1),
     "gates": list_of(gate),
-    "metrics": metrics,
-    "disposal": fields(
-        forget_samples=one_of("key_destroyed"),
-        superseded_weights=one_of("key_destroyed", "kept_by_policy"),
-        superseded_statistics=one_of("key_destroyed", "none_stored"),
-    ),
 }
-unchanged = common | {
+completed_1 = common_1 | completed
+completed_1 |= {
+    "revision_after": fields(**revision_1),
+    "metrics": fields(**metrics_1),
+    "disposal": fields(**disposal_1),
+}
+completed_2 = common_2 | completed
+completed_2 |= {
+    "revision_after": fields(**revision_2),
+    "metrics": fields(**metrics_2),
+    "disposal": fields(**disposal_2),
+}
+unchanged = {
     "tier": nothing,
-    "method": one_of("stored", "forget-curvature", "paper-sdp"),
     "gates": list_of(gate),
     "disposal": fields(forget_samples=one_of("key_destroyed", "kept")),
 }
-shapes = {
-    "certificate": completed | {"tier": one_of("exact"), "method": one_of("stored")},
-    "estimate": completed
-    | {"tier": one_of("estimated"), "method": one_of("forget-curvature", "paper-sdp")},
-    "refusal": unchanged | {"cause": one_of(*CAUSES), "detail": prose, "remedy": prose},
-    "failure": unchanged | {"cause": text, "detail": prose},
+estimate = {"tier": one_of("estimated"), "method": one_of("forget-curvature", "paper-sdp")}
+unchanged_1 = common_1 | unchanged | {"method": one_of("stored", "forget-curvature", "paper-sdp")}
+unchanged_2 = common_2 | unchanged
+unchanged_2 |= {"method": one_of("stored", "surrogate", "forget-curvature", "paper-sdp")}
+refusal = {"detail": prose, "remedy": prose}
+failure = {"cause": text, "detail": prose}
+SHAPES = {
+    RECORD_1: {
+        "certificate": completed_1 | {"tier": one_of("exact"), "method": one_of("stored")},
+        "estimate": completed_1 | estimate,
+        "refusal": unchanged_1 | refusal | {"cause": one_of(*CAUSES_1)},
+        "failure": unchanged_1 | failure,
+    },
+    RECORD_2: {
+        "certificate": completed_2
+        | {
+            "tier": one_of("exact", "certified"),
+            "method": one_of("stored"),
+            "privacy": or_null(privacy),
+        },
+        "conditional": completed_2
+        | {"tier": one_of("surrogate"), "method": one_of("surrogate"), "surrogate": surrogate},
+        "estimate": completed_2 | estimate,
+        "refusal": unchanged_2 | refusal | {"cause": one_of(*CAUSES_2)},
+        "failure": unchanged_2 | failure,
+    },
 }
 
 
-def check_statement(statement):
+def check_statement(statement, kind_of_record=RECORD_2):
     """The record statement: its shape, and that it does not contradict itself or overclaim."""
-    kind = statement.get("kind")
+    shapes, kind = SHAPES[kind_of_record], statement.get("kind")
     need(isinstance(kind, str) and kind in shapes, "unknown kind")
-    fields(**shapes[kind], kind=one_of(kind), verdict=one_of(VERDICTS[kind]))(statement)
+    fields(**shapes[kind], kind=one_of(kind))(statement)
     times = statement["times"]
     need(times["received"] <= times["started"] <= times["finished"], "times out of order")
     need(set(LIMITS) <= set(statement["limits"]), "a limit is not admitted")
     need(set(EXCLUSIONS) <= set(statement["scope"]["not_covered"]), "an exclusion is missing")
-    if kind not in {"certificate", "estimate"}:
+    if kind in VERDICTS:
+        need(statement["verdict"] == VERDICTS[kind], "another verdict")
+    if kind in {"refusal", "failure"}:
         return
+    check_completed(statement)
+    if kind_of_record == RECORD_1:
+        if kind == "certificate":
+            need(statement["verdict"] == EXACT, "another verdict")
+        return
+    check_completed_2(statement)
+    if kind == "certificate":
+        check_certificate(statement)
+    if kind == "conditional":
+        declared = statement["surrogate"]["declared_distance"] is not None
+        verdict = SURROGATE + (DECLARED if declared else UNDECLARED)
+        need(statement["verdict"] == verdict, "another verdict")
+
+
+def check_completed(statement):
+    kind = statement["kind"]
     old, new = statement["revision_before"], statement["revision_after"]
     need(new["number"] == old["number"] + 1, "revisions do not follow")
     need(new["n_samples"] == old["n_samples"] - statement["request"]["n_forget"], "counts")
@@ -391,7 +523,52 @@ def check_statement(statement):
             need(one["value"] is not None and one["assumptions"], "a bound rests on nothing")
     certifying = any(one["certifies"] for one in statement["bounds"])
     need(certifying == (kind == "certificate"), "kind and bounds disagree")
-    need(stored or kind == "estimate", "a certificate without statistics")
+    need(stored or kind != "certificate", "a certificate without statistics")
+
+
+def check_completed_2(statement):
+    old, new = statement["revision_before"], statement["revision_after"]
+    logistic = statement["model"]["loss"] == "logistic"
+    if statement["kind"] == "certificate":
+        need(statement["tier"] == ("certified" if logistic else "exact"), "tier and loss disagree")
+    need(old["delivered"] == new["delivered"], "released in two ways")
+    noisy = new["delivered"] == "weights_with_noise"
+    disposal = statement["disposal"]
+    need(noisy == (disposal["release_noise"] == "never_recorded"), "noise")
+    anchored = logistic and old["statistics_sha256"] is not None
+    need(anchored == (disposal["superseded_anchor"] != "none"), "an anchor appears or vanishes")
+    figures = statement["metrics"]
+    for name, value in figures.items():
+        if value is None:
+            explained = name.removesuffix("_before").removesuffix("_after")
+            need(explained in figures["missing"], f"{name} is not explained")
+
+
+def check_certificate(statement):
+    values = {one["name"]: one["value"] for one in statement["bounds"] if one["certifies"]}
+    need("residual_gradient_norm" in values, "no residual bound")
+    need(set(values) <= {"residual_gradient_norm", "distance_to_retraining"}, "a false certificate")
+    promise, certified = statement["privacy"], statement["tier"] == "certified"
+    verdict = CERTIFIED if certified else EXACT
+    mechanism = None if promise is None else promise["mechanism"]
+    if promise is not None:
+        suffix, measure = MECHANISMS[mechanism]
+        need(promise["measure"] == measure, "another measure")
+        need(promise["spent"] <= promise["limit"], "over the budget")
+        need(promise["left"] == promise["limit"] - promise["spent"], "what is left is wrong")
+        need(values.get(measure, math.inf) <= promise["spent"], "less spent than bounded")
+        verdict += suffix
+        need(certified or mechanism != "objective-perturbation", "an exact step loses b")
+    elif certified:
+        verdict += NO_NOISE
+    need(statement["verdict"] == verdict, "another verdict")
+    need((certified and promise is None) == (NO_NOISE_LIMIT in statement["limits"]), "no-noise")
+    noisy = statement["revision_after"]["delivered"] == "weights_with_noise"
+    need(noisy == (mechanism == "output-perturbation"), "the digest is of something else")
+    anchor = statement["parameters"]["anchor"]
+    need(certified == (anchor is not None), "an anchor plays a part in tier certified only")
+    became = {None: "none", "move": "moved", "keep": "kept_as_secret"}[anchor]
+    need(statement["disposal"]["superseded_anchor"] == became, "not what became of the anchor")
 
 
 # The envelope (DSSE), the log and the weights
@@ -406,17 +583,18 @@ def decode(value):
     return content
 
 
-def payload_of(envelope, kind):
-    need(envelope["payloadType"] == kind, "another type of payload")
+def payload_of(envelope, *kinds):
+    need(envelope["payloadType"] in kinds, "another type of payload")
     return decode(envelope["payload"])
 
 
-def check_signature(envelope, kind, public_pem):
+def check_signature(envelope, public_pem, *kinds):
     key = serialization.load_pem_public_key(public_pem)
     encoded = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    payload = payload_of(envelope, kind)
+    payload = payload_of(envelope, *kinds)
+    kind = envelope["payloadType"]
     (signature,) = envelope["signatures"]
     need(signature["keyid"] == hashlib.sha256(encoded).hexdigest(), "another key")
     signed = b" ".join((b"DSSEv1", b"%d" % len(kind), kind.encode(), b"%d" % len(payload), payload))
@@ -426,16 +604,16 @@ def check_signature(envelope, kind, public_pem):
         raise BadBundleError("signature") from error
 
 
-def document(content, check):
+def document(content, check, *more):
     value = read(content)
-    check(value)
+    check(value, *more)
     need(canonical(value) == content, "not canonical")
     return value
 
 
 def statement_of(bundle):
-    payload = payload_of(bundle["envelope"], RECORD)
-    return document(payload, check_statement), payload
+    payload = payload_of(bundle["envelope"], RECORD_1, RECORD_2)
+    return document(payload, check_statement, bundle["envelope"]["payloadType"]), payload
 
 
 def check_entry(bundle):
@@ -469,7 +647,7 @@ def check_inclusion(bundle):
 
 
 def check_checkpoint(bundle, public_pem):
-    check_signature(bundle["checkpoint"], CHECKPOINT, public_pem)
+    check_signature(bundle["checkpoint"], public_pem, CHECKPOINT)
     document(payload_of(bundle["checkpoint"], CHECKPOINT), checkpoint_shape)
 
 
@@ -504,7 +682,7 @@ def verify(content, public_pem, weights=None):
     if not found["file"]:
         return found
     bundle = read_bundle(content)
-    look("signature", check_signature, bundle["envelope"], RECORD, public_pem)
+    look("signature", check_signature, bundle["envelope"], public_pem, RECORD_1, RECORD_2)
     look("statement", statement_of, bundle)
     look("entry", check_entry, bundle)
     look("inclusion", check_inclusion, bundle)

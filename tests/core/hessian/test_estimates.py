@@ -27,13 +27,13 @@ def test_forget_curvature_scales_the_forget_sets_mean_to_the_rest_but_not_the_ri
     problem = make(1, 30, 4, 2, 7, ridge=Ridge(convention, 0.3))
     x = problem.x[:7]
     shift = 0.3 * 23 if convention is RidgeConvention.PER_SAMPLE else 0.3
-    found = forget_curvature(problem.forget, 23, problem.ridge)
+    found = forget_curvature(problem.model, problem.forget, 23)
     assert_close(found.matrix.numpy(), 23 / 7 * x.T @ x + shift * np.eye(4))
     assert found.report.figures["rank_at_most"] == 4.0
 
 
 def test_forget_curvature_of_many_samples_comes_near_the_rest():
     problem = make(2, 20_000, 4, 2, 10_000)
-    found = forget_curvature(problem.forget, 10_000, problem.ridge).matrix
+    found = forget_curvature(problem.model, problem.forget, 10_000).matrix
     true = stored(problem.statistics.downdate(problem.forget), problem.ridge).matrix
     assert_close(found, true, rtol=0.1, atol=500)

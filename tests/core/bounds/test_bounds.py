@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import bounds, losses
+from core import bounds
 from core.errors import IllConditionedError
+from core.losses import squared as losses
 from core.problem import Ridge
 from core.results import Bound
 from core.vocabulary import RidgeConvention, Standing

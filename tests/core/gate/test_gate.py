@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from core import gate, losses
+from core import gate
 from core.errors import IllConditionedError, SolverError, StatisticsMismatchError
 from core.gate import GateFailedError
 from core.hessian.forget_curvature import forget_curvature
+from core.losses import squared as losses
 from core.options import GatePolicy
 from core.problem import Ridge
 from core.vocabulary import RefusalCause, RidgeConvention
@@ -14,10 +15,10 @@ from tests.reference.problems import Problem, make
 
 def estimate(problem: Problem, seed: int = 0, splits: int = 8) -> float:
     return gate.cross_fitted_residual(
-        forget=problem.forget,
-        forget_gradient=forget_gradient(problem),
-        n_remaining=problem.n_remaining,
-        ridge=problem.ridge,
+        problem.model,
+        problem.forget,
+        forget_gradient(problem),
+        problem.n_remaining,
         splits=splits,
         seed=seed,
     )
@@ -30,7 +31,7 @@ def forget_gradient(problem: Problem) -> torch.Tensor:
 
 def true_residual(problem: Problem) -> float:
     gradient = forget_gradient(problem)
-    curvature = forget_curvature(problem.forget, problem.n_remaining, problem.ridge).matrix
+    curvature = forget_curvature(problem.model, problem.forget, problem.n_remaining).matrix
     moved = problem.model.weights + torch.linalg.solve(curvature, gradient)
     x, y = problem.x[problem.n_forget :], problem.y[problem.n_forget :]
     shift = problem.ridge.shift(problem.n_remaining)
@@ -77,18 +78,11 @@ def test_the_same_seed_gives_the_same_estimate_and_another_seed_another():
 def test_without_a_gradient_there_is_nothing_left_over():
     problem = make(3, 30, 3, 1, 6)
     zero = torch.zeros_like(problem.model.weights)
-    found = gate.cross_fitted_residual(
-        forget=problem.forget,
-        forget_gradient=zero,
-        n_remaining=24,
-        ridge=problem.ridge,
-        splits=2,
-        seed=0,
-    )
+    found = gate.cross_fitted_residual(problem.model, problem.forget, zero, 24, splits=2, seed=0)
     assert found == 0.0
     eye = torch.eye(3, dtype=torch.float64)
     deviation = gate.estimate_deviation(
-        curvature=eye, estimate=2 * eye, change=zero, forget_gradient=zero
+        forget_hessian=eye, estimate=2 * eye, change=zero, forget_gradient=zero
     )
     assert deviation == 0.0
 
@@ -96,7 +90,7 @@ def test_without_a_gradient_there_is_nothing_left_over():
 def test_the_deviation_of_another_estimate_is_measured_along_the_step():
     eye = torch.eye(2, dtype=torch.float64)
     deviation = gate.estimate_deviation(
-        curvature=3 * eye,
+        forget_hessian=3 * eye,
         estimate=eye,
         change=torch.tensor([[3.0], [4.0]], dtype=torch.float64),
         forget_gradient=torch.tensor([[0.0], [5.0]], dtype=torch.float64),

@@ -1,14 +1,12 @@
-"""Squared loss of a linear model, its gradient and its Hessian, in sum form (METHOD §1).
-
-L(W; D) = Σ_{i∈D} ½‖Wᵀx_i − y_i‖² + (shift/2)‖W‖²_F, where `shift` is what the ridge adds for the
-set D: λ|D| or α (see `core.problem.Ridge`). The Hessian is the same for every column of W.
-"""
+"""Squared loss ½‖Wᵀx − y‖²; its Hessian is the same for every column of W (METHOD §1)."""
 
 import torch
 from torch import Tensor
 
 from core.problem import SampleSet
 from core.rounding import gamma, upward
+
+LARGEST_CURVATURE = 1.0  # ℓ'' of the squared loss is 1 everywhere
 
 
 def loss(weights: Tensor, samples: SampleSet, shift: float = 0.0) -> float:
@@ -69,16 +67,17 @@ def gradient_round_off(weights: Tensor, samples: SampleSet, shift: float = 0.0) 
     return upward(gamma(count + width + 4) * float(torch.linalg.norm(entries)))
 
 
-def hessian(samples: SampleSet, shift: float = 0.0) -> Tensor:
+def hessian(weights: Tensor, features: Tensor, shift: float = 0.0) -> Tensor:  # noqa: ARG001
     """Return the Hessian of L(·; D) for one column of W, summed over the samples.
 
     Args:
-        samples: D, n samples.
+        weights: W; the Hessian of the squared loss is the same everywhere.
+        features: X, shape (n, d), float64.
         shift: What the ridge adds to every eigenvalue; 0 leaves it out.
 
     Returns:
         XᵀX + shift·I, shape (d, d), float64, symmetric up to round-off.
     """
-    matrix: Tensor = samples.features.T @ samples.features
+    matrix: Tensor = features.T @ features
     matrix.diagonal().add_(shift)
     return matrix

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core import losses
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
+from core.losses import squared as losses
 from core.problem import Ridge, SampleSet
 from core.rounding import gamma
 from core.statistics import StoredStatistics, collect, merge
@@ -177,7 +177,10 @@ def test_gradient_hessian_and_loss_are_those_of_the_data(convention):
         statistics.training_gradient(weights, problem.ridge),
         torch.from_numpy(reference.gradient(weights.numpy(), problem.x, problem.y, shift)),
     )
-    assert_close(statistics.hessian(problem.ridge), losses.hessian(problem.data, shift))
+    assert_close(
+        statistics.hessian(problem.ridge),
+        losses.hessian(problem.model.weights, problem.data.features, shift),
+    )
     assert statistics.retain_loss(weights, problem.ridge) == pytest.approx(
         losses.loss(weights, problem.data, shift), rel=1e-12
     )
@@ -188,7 +191,10 @@ def test_the_ridge_of_a_downdated_set_is_that_of_its_own_size(convention):
     problem = make(9, 20, 4, 3, 5, ridge=Ridge(convention, 0.3))
     left = problem.statistics.downdate(problem.forget)
     added = 0.3 * 15 if convention is RidgeConvention.PER_SAMPLE else 0.3
-    assert_close(left.hessian(problem.ridge), losses.hessian(problem.rest, added))
+    assert_close(
+        left.hessian(problem.ridge),
+        losses.hessian(problem.model.weights, problem.rest.features, added),
+    )
 
 
 def test_the_loss_of_a_perfect_fit_is_never_negative():

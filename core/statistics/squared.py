@@ -6,8 +6,9 @@ along: with it, every bound of the exact tier speaks about the training data, no
 what float64 made of them.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,14 @@ from torch import Tensor
 
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
 from core.factorisation import factorise
-from core.problem import Ridge, SampleSet, require_matrix
+from core.problem import LinearModel, Ridge, SampleSet, require_matrix
 from core.rounding import UNIT_ROUND_OFF, gamma, upward
+from core.statistics import factor as factors
+from core.statistics.factor import JointGram, StoredFactor
+from core.vocabulary import Loss
 
+# Larger deletions, as a share of d, cost less by a factorisation than by updating inverses.
+_SMALL_DELETION = 0.25
 # Sums over blocks round as often as a block has rows, plus once a block: near √n at its best.
 _BLOCK_ROWS = 512
 
@@ -33,6 +39,7 @@ class StoredStatistics:
         n_samples: n, at least 1.
         round_off: A number >= ‖M̂ − M‖₂, where M̂ = [G B; Bᵀ YᵀY] as stored, or with either
             triangle mirrored, and M is the exact [X Y]ᵀ[X Y] of the samples.
+        factor: What makes small deletions fast; no result depends on it. `prepare` builds it.
     """
 
     gram: Tensor
@@ -40,6 +47,7 @@ class StoredStatistics:
     target_gram: Tensor
     n_samples: int
     round_off: float
+    factor: StoredFactor | None = None
 
     def __post_init__(self) -> None:
         width = self.gram.shape[0] if self.gram.ndim else None
@@ -51,6 +59,8 @@ class StoredStatistics:
             raise InvalidOptionError(f"n_samples: expected at least 1, got {self.n_samples}")
         if not 0 <= self.round_off < math.inf:
             raise InvalidOptionError(f"round_off: expected a number >= 0, got {self.round_off}")
+        if self.factor is not None:
+            self.factor.require_fit(*self.cross.shape)
 
     @classmethod
     def from_arrays(
@@ -143,11 +153,51 @@ class StoredStatistics:
         gradient = self._gram_times(weights).sub_(self.cross)
         return gradient.add_(weights, alpha=ridge.shift(self.n_samples))
 
+    def training_gradients(self, weights: Sequence[Tensor], ridge: Ridge) -> tuple[Tensor, ...]:
+        """Return `training_gradient` at several weights, in one pass over G.
+
+        Args:
+            weights: Each of shape (d, C), float64.
+            ridge: The L2 term.
+
+        Returns:
+            One gradient each, shape (d, C), float64.
+
+        Raises:
+            InvalidTensorError: Weights do not fit the statistics.
+        """
+        for each in weights:
+            self._require_weights(each)
+        rows = torch.stack([each.T for each in weights])
+        products = (rows.reshape(-1, self.num_features) @ self.gram).view(rows.shape)
+        products.add_(rows, alpha=ridge.shift(self.n_samples)).sub_(self.cross.T)
+        return products.mT.unbind()
+
+    def evaluation_round_off(self, weights: Tensor, ridge: Ridge) -> float:
+        r"""Return what one rounding of each term of the training gradient can amount to.
+
+        No computation of the gradient in float64 can be expected to come nearer to 0 than that.
+
+        Args:
+            weights: W, shape (d, C), float64.
+            ridge: The L2 term.
+
+        Returns:
+            A number near u·‖|G||W| + s|W| + |B|‖_F, from above, u being half an ulp.
+
+        Raises:
+            InvalidTensorError: `weights` does not fit the statistics.
+        """
+        self._require_weights(weights)
+        return UNIT_ROUND_OFF * self._magnitude(weights, ridge)
+
     def training_gradient_round_off(self, weights: Tensor, ridge: Ridge) -> float:
         r"""Bound how far `training_gradient` may be from that of the exact samples.
 
         Evaluating GW + sW − B rounds each term at most d+3 times (s = λn once), which gives
-        γ_{d+3}(|G||W| + s|W| + |B|). The stored matrices are off by E = M̂ − M, which changes
+        γ_{d+3}(|G||W| + s|W| + |B|). The exact Gram matrix is positive semidefinite, so by
+        Cauchy–Schwarz |Ĝ_ij| ≤ √(Ĝ_ii + ρ)√(Ĝ_jj + ρ) + ρ, which bounds |Ĝ||W| in O(dC) without
+        reading Ĝ. The stored matrices are off by E = M̂ − M, which changes
         the gradient by the first d rows of E·[W; −I], at most ‖E‖₂·√(‖W‖²_F + C).
 
         Args:
@@ -161,14 +211,11 @@ class StoredStatistics:
             InvalidTensorError: `weights` does not fit the statistics.
         """
         self._require_weights(weights)
-        magnitude = weights.abs()
-        entries = (magnitude.T @ self.gram.abs()).T.add_(self.cross.abs())
-        entries.add_(magnitude, alpha=ridge.shift(self.n_samples))
-        evaluation = gamma(self.num_features + 3) * float(torch.linalg.norm(entries))
+        evaluation = gamma(self.num_features + 3) * self._magnitude(weights, ridge)
         reach = math.sqrt(float(weights.square().sum()) + self.num_outputs)
         return upward(evaluation + self.round_off * reach)
 
-    def retain_loss(self, weights: Tensor, ridge: Ridge) -> float:
+    def retain_loss(self, weights: Tensor, ridge: Ridge, gradient: Tensor | None = None) -> float:
         """Return L(W; D) of these samples with the ridge, in sum form, exact but for round-off.
 
         ½(tr WᵀGW − 2 tr WᵀB + tr YᵀY) + (shift(n)/2)‖W‖²_F. After a downdate the samples are the
@@ -177,6 +224,7 @@ class StoredStatistics:
         Args:
             weights: W, shape (d, C), float64.
             ridge: The L2 term.
+            gradient: ∇L(W; D), if it has been computed before.
 
         Returns:
             A number >= 0.
@@ -185,8 +233,10 @@ class StoredStatistics:
             InvalidTensorError: `weights` does not fit the statistics.
         """
         self._require_weights(weights)
-        # tr Wᵀ(GW − 2B) + tr YᵀY = ‖XW − Y‖².
-        inner = self._gram_times(weights).sub_(self.cross, alpha=2.0)
+        # tr Wᵀ(GW − 2B) + tr YᵀY = ‖XW − Y‖², and GW = ∇L + B − sW.
+        if gradient is None:
+            gradient = self.training_gradient(weights, ridge)
+        inner = torch.sub(gradient, self.cross).sub_(weights, alpha=ridge.shift(self.n_samples))
         squares = float((weights * inner).sum()) + float(self.target_gram.trace())
         penalty = ridge.shift(self.n_samples) * float(weights.square().sum())
         # A perfect fit cancels to round-off of either sign; the loss itself is never negative.
@@ -220,27 +270,85 @@ class StoredStatistics:
                 f"forget set: {len(forget)} samples cannot leave a rest of the {self.n_samples} "
                 "that the statistics were collected from"
             )
-        rest = _combine(self, _sum_of(forget), sign=-1)
-        rest._require_possible()  # noqa: SLF001 - its own class
+        rest = _without(self, forget)
+        if rest.factor is None:
+            rest._require_possible()  # noqa: SLF001 - its own class
         return rest
+
+    def prepare(self, ridge: Ridge) -> "StoredStatistics":
+        """Return the same statistics with a factor, which makes the next small deletions fast.
+
+        Args:
+            ridge: The L2 term of the model.
+
+        Returns:
+            New statistics that share the sums; without a factor where float64 has none.
+        """
+        factor = factors.build(self._joint(), ridge.shift(self.n_samples))
+        return dataclasses.replace(self, factor=factor)
+
+    def with_stored_factor(
+        self, inverse: Tensor, shift: float, joint_inverse: Tensor
+    ) -> "StoredStatistics":
+        """Return the same statistics with a factor that was stored beside them.
+
+        Args:
+            inverse: `StoredFactor.inverse`, shape (d, d), float64; nothing but its shape matters.
+            shift: `StoredFactor.shift`.
+            joint_inverse: `StoredFactor.joint_inverse`, shape (d + C, d + C), float64; as above.
+
+        Returns:
+            New statistics; without a factor where a Cholesky factorisation cannot show that they
+            are a data set's.
+
+        Raises:
+            InvalidTensorError: A shape, dtype or value does not fit.
+            InvalidOptionError: The shift is out of range.
+        """
+        factor = factors.restore(self._joint(), inverse, shift, joint_inverse)
+        return dataclasses.replace(self, factor=factor)
+
+    def require_fit(self, model: LinearModel) -> None:
+        """Check that these can be the statistics of a model's training set.
+
+        Args:
+            model: The model.
+
+        Raises:
+            InvalidTensorError: The dimensions differ.
+            InvalidOptionError: n differs, or the model has another loss.
+        """
+        if model.loss is not Loss.SQUARED:
+            raise InvalidOptionError(
+                f"statistics: these are of the squared loss, the model has {model.loss}"
+            )
+        require_matrix("statistics.cross", self.cross, *model.weights.shape)
+        if self.n_samples != model.n_samples:
+            raise InvalidOptionError(
+                f"statistics.n_samples: expected the model's {model.n_samples}, "
+                f"got {self.n_samples}"
+            )
 
     def _gram_times(self, weights: Tensor) -> Tensor:
         # G is symmetric, and WᵀG takes half the time of GW: W has few columns.
         return (weights.T @ self.gram).T
 
+    def _magnitude(self, weights: Tensor, ridge: Ridge) -> float:
+        # At least ‖|G||W| + s|W| + |B|‖_F: see `training_gradient_round_off`.
+        size = weights.abs()
+        scales = (self.gram.diagonal().clamp_min(0.0) + self.round_off).sqrt_()
+        products = _norm(scales) * _norm(scales @ size)
+        products += self.round_off * self.num_features * _norm(size)
+        return products + _norm(self.cross) + ridge.shift(self.n_samples) * _norm(size)
+
+    def _joint(self) -> JointGram:
+        return JointGram(self.gram, self.cross, self.target_gram, self.round_off)
+
     def _require_possible(self) -> None:
         # A factorisation, not eigenvalues, which are ten times dearer.
-        width, size = self.num_features, self.num_features + self.num_outputs
-        augmented = self.gram.new_empty(size, size)
-        augmented[:width, :width] = self.gram
-        augmented[:width, width:] = self.cross
-        augmented[width:, :width] = self.cross.T
-        augmented[width:, width:] = self.target_gram
-        trace = max(float(augmented.trace()), 0.0)
-        tolerance = upward(2.0 * (self.round_off + gamma(size + 2) * trace))
-        # All-zero data have no round-off at all, but a factor needs a positive pivot.
-        augmented.diagonal().add_(max(tolerance, torch.finfo(torch.float64).tiny))
-        if factorise(augmented).failed_minor > 0:
+        joint = self._joint()
+        tolerance = joint.tolerance()
+        if factorise(joint.shifted(tolerance)).failed_minor > 0:
             raise StatisticsMismatchError(
                 "forget set: without it the statistics would have an eigenvalue below "
                 f"-{0.5 * tolerance:.3g}, which those of no data set have: samples were never in "
@@ -249,7 +357,12 @@ class StoredStatistics:
             )
 
     def _require_weights(self, weights: Tensor) -> None:
-        require_matrix("weights", weights, self.num_features, self.num_outputs)
+        # No look at the numbers: `LinearModel` had one, and a gradient of NaN is never small.
+        if weights.dtype != torch.float64 or weights.shape != self.cross.shape:
+            raise InvalidTensorError(
+                f"weights: expected float64 of shape {tuple(self.cross.shape)}, "
+                f"got {weights.dtype} of {tuple(weights.shape)}"
+            )
 
     def _require_samples(self, samples: SampleSet) -> None:
         require_matrix("features", samples.features, columns=self.num_features)
@@ -306,18 +419,56 @@ def _combine(first: StoredStatistics, second: StoredStatistics, sign: int) -> St
     gram = torch.add(first.gram, second.gram, alpha=sign)
     cross = torch.add(first.cross, second.cross, alpha=sign)
     target_gram = torch.add(first.target_gram, second.target_gram, alpha=sign)
+    # A sum is off by at most u times itself; the spectral norm is below the Frobenius norm.
+    rounded = UNIT_ROUND_OFF * _frobenius(gram, cross, target_gram)
+    round_off = upward(first.round_off + second.round_off + rounded)
+    count = first.n_samples + sign * second.n_samples
+    return StoredStatistics(gram, cross, target_gram, count, round_off)
+
+
+def _without(whole: StoredStatistics, forget: SampleSet) -> StoredStatistics:
+    before = whole._joint()  # noqa: SLF001 - its own class
+    after = _joint_without_one(before, forget) if len(forget) == 1 else None
+    if after is None:
+        after = _combine(whole, _sum_of(forget), sign=-1)._joint()  # noqa: SLF001
+    factor = None
+    if whole.factor is not None and is_small(len(forget), whole.num_features):
+        factor = whole.factor.downdate(before, after, forget.features, forget.targets)
+    count = whole.n_samples - len(forget)
     return StoredStatistics(
-        gram,
-        cross,
-        target_gram,
-        first.n_samples + sign * second.n_samples,
-        # A sum is off by at most u times itself; the spectral norm is below the Frobenius norm.
-        upward(
-            first.round_off
-            + second.round_off
-            + UNIT_ROUND_OFF * _frobenius(gram, cross, target_gram)
-        ),
+        after.gram, after.cross, after.target_gram, count, after.round_off, factor
     )
+
+
+def _joint_without_one(whole: JointGram, forget: SampleSet) -> JointGram:
+    # One product takes half the time of a matrix product of one row. Each entry rounds once, and so
+    # does its difference, as in `_combine`; torch.addr is faster still, but not symmetric.
+    x, y = forget.features[0], forget.targets[0]
+    gram = _minus_outer(whole.gram, x, x)
+    cross = _minus_outer(whole.cross, x, y)
+    target_gram = _minus_outer(whole.target_gram, y, y)
+    size = float(torch.dot(x, x)) + float(torch.dot(y, y))
+    rounded = UNIT_ROUND_OFF * _frobenius(gram, cross, target_gram) + gamma(1) * size
+    round_off = upward(whole.round_off + upward(rounded))
+    return JointGram(gram, cross, target_gram, round_off)
+
+
+def _minus_outer(matrix: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    product = torch.outer(first, second)
+    return torch.sub(matrix, product, out=product)
+
+
+def is_small(n_forget: int, num_features: int) -> bool:
+    """Tell whether a deletion is faster by updating a factor than by factorising anew.
+
+    Args:
+        n_forget: n_f.
+        num_features: d.
+
+    Returns:
+        Whether n_f ≤ d/4, or n_f = 1.
+    """
+    return n_forget <= max(1.0, _SMALL_DELETION * num_features)
 
 
 def _sum_of(samples: SampleSet) -> StoredStatistics:
@@ -340,22 +491,35 @@ def _sum_of_block(features: Tensor, targets: Tensor) -> StoredStatistics:
     rows = features.shape[0]
     size = float(features.square().sum()) + float(targets.square().sum())
     return StoredStatistics(
-        features.T @ features,
+        _square(features),
         features.T @ targets,
-        targets.T @ targets,
+        _square(targets),
         rows,
-        # |M̂ − M| ≤ γ_rows|A|ᵀ|A| entry by entry, and ‖|A|ᵀ|A|‖₂ ≤ ‖A‖²_F for A = [X Y].
-        upward(gamma(rows) * size),
+        # |M̂ − M| ≤ γ_{rows+1}|A|ᵀ|A| entry by entry, and ‖|A|ᵀ|A|‖₂ ≤ ‖A‖²_F for A = [X Y].
+        upward(gamma(rows + 1) * size),
     )
+
+
+def _square(matrix: Tensor) -> Tensor:
+    # Exactly symmetric, as what a factor proves about statistics needs them to be; the mean of two
+    # products of the same numbers rounds once more.
+    product = matrix.T @ matrix
+    return product.add_(product.T.clone()).mul_(0.5)
 
 
 def _frobenius(gram: Tensor, cross: Tensor, target_gram: Tensor) -> float:
     # The cross block stands in M twice.
-    return math.sqrt(
-        float(torch.linalg.norm(gram)) ** 2
-        + 2.0 * float(torch.linalg.norm(cross)) ** 2
-        + float(torch.linalg.norm(target_gram)) ** 2
-    )
+    return math.sqrt(_squares(gram) + 2.0 * _squares(cross) + _squares(target_gram))
+
+
+def _squares(matrix: Tensor) -> float:
+    # A dot product takes a third of the time of torch's norm.
+    flat = matrix.reshape(-1)
+    return float(torch.dot(flat, flat))
+
+
+def _norm(matrix: Tensor) -> float:
+    return math.sqrt(_squares(matrix))
 
 
 def _symmetrised(name: str, matrix: Tensor) -> tuple[Tensor, float]:
