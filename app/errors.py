@@ -56,6 +56,10 @@ class ModelNotActiveError(AppError):
     """The model takes no deletions: it is retired or has to be retrained."""
 
 
+class BudgetNotFoundError(AppError):
+    """The model declared no noise, so it has no budget."""
+
+
 class RequestNotFoundError(AppError):
     """No such unlearning request."""
 

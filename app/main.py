@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
+from app.budget.routes import router as budget_router
 from app.evidence.routes import router as evidence_router
 from app.http import health, problems
 from app.http.middleware import BodyLimit, RequestContext
@@ -57,7 +58,13 @@ def assemble() -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    for router in (registry_router, unlearning_router, evidence_router, health.router):
+    for router in (
+        registry_router,
+        budget_router,
+        unlearning_router,
+        evidence_router,
+        health.router,
+    ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
     return app

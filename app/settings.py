@@ -2,9 +2,12 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.vocabulary import Anchor
 
 
 class Settings(BaseSettings):
@@ -39,6 +42,9 @@ class Settings(BaseSettings):
     sweep_seconds: PositiveFloat = Field(
         5.0, description="How often forgotten doorbells ring again"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where workers compute; auto: on a GPU where there is one"
+    )
     max_attempts: PositiveInt = Field(
         3, description="A request that broke so many workers has failed"
     )
@@ -49,6 +55,21 @@ class Settings(BaseSettings):
         1.0, le=1.0, description="Estimated deletions are refused from this residual estimate on"
     )
     gate_splits: PositiveInt = Field(8, description="Random half-splits that the gate averages")
+    gate_skew_level: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Estimated deletions are refused when the forget set differs from the training"
+        " set at this level of significance; 0 switches the tests off",
+    )
+    largest_epsilon: PositiveFloat = Field(
+        10.0, description="Largest ε that a manifest's privacy may declare"
+    )
+    statistics_anchor: Anchor = Field(
+        Anchor.MOVE,
+        description="What becomes of the weights that logistic statistics were collected at, where"
+        " a manifest does not say",
+    )
 
 
 @lru_cache

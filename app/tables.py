@@ -4,6 +4,7 @@
 
 import app.artifacts.models
 import app.auth
+import app.budget.models
 import app.evidence.models
 import app.http.idempotency
 import app.registry.models

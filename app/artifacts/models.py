@@ -12,7 +12,9 @@ class ArtifactKind(enum.StrEnum):
     """What a blob holds; bound to its ciphertext as associated data."""
 
     WEIGHTS = "weights"
+    RELEASE = "release"  # weights with noise: what is served where the weights are a secret
     STATISTICS = "statistics"
+    SURROGATE = "surrogate"
     HOLDOUT = "holdout"
     FORGET_SAMPLES = "forget_samples"
 

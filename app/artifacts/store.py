@@ -1,6 +1,8 @@
 """Encrypted artifacts: each has a key of its own; destroying the key destroys the content."""
 
 import datetime
+import hashlib
+import hmac
 import logging
 import os
 from collections.abc import Iterator
@@ -81,6 +83,10 @@ class ArtifactStore:
             return AESGCM(key).decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], purpose.encode())
         except InvalidTag:
             raise _corrupt(artifact, "its blob does not open under its key") from None
+
+    def keyed_sha256(self, content: bytes, *, purpose: str) -> str:
+        """Return an HMAC-SHA256 of content that a plain hash would give away to whoever guesses."""
+        return hmac.new(self._master_key.derive(purpose), content, hashlib.sha256).hexdigest()
 
     def shred(self, session: Session, artifact: Artifact) -> None:
         """Destroy an artifact's key; its blob is removed once the transaction is committed.

@@ -34,6 +34,7 @@ STATUS: dict[type[AppError], HTTPStatus] = {
     errors.RevisionNotFoundError: HTTPStatus.NOT_FOUND,
     errors.WeightsPurgedError: HTTPStatus.GONE,
     errors.ModelNotActiveError: HTTPStatus.CONFLICT,
+    errors.BudgetNotFoundError: HTTPStatus.NOT_FOUND,
     errors.RequestNotFoundError: HTTPStatus.NOT_FOUND,
     errors.RequestNotCancellableError: HTTPStatus.CONFLICT,
     errors.RecordNotFoundError: HTTPStatus.NOT_FOUND,

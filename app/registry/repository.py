@@ -72,8 +72,10 @@ def get_artifact(session: Session, artifact_id: uuid.UUID) -> Artifact:
 
 
 def available(session: Session, revisions: list[Revision]) -> set[uuid.UUID]:
-    """Return which of the revisions' weights were not shredded, by artifact id."""
-    identifiers = [revision.weights_artifact_id for revision in revisions]
+    """Return which of the revisions' served files were not shredded, by artifact id."""
+    identifiers = [
+        revision.release_artifact_id or revision.weights_artifact_id for revision in revisions
+    ]
     return set(
         session.scalars(
             select(Artifact.id).where(

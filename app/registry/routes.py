@@ -22,9 +22,10 @@ from app.http.idempotency import IdempotencyDep
 from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
 from app.http.problems import responses
 from app.http.uploads import MULTIPART, UploadDep, parse_json
-from app.registry import repository, service
+from app.registry import policy, repository, service
 from app.registry.models import Model, ModelState, Revision
 from app.registry.schemas import Manifest, ModelOut, RevisionOut
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -46,14 +47,30 @@ _BODY: dict[str, Any] = {
                         },
                         "statistics": {
                             **_BINARY,
-                            "description": "safetensors with `gram` (d, d), `cross` (d, C),"
-                            " `target_gram` (C, C) float64, `n_samples` (1,) int64, and"
-                            " optionally `round_off` (1,) float64",
+                            "description": "safetensors, all float64 but counts. Squared loss:"
+                            " `gram` (d, d), `cross` (d, C), `target_gram` (C, C), `n_samples` (1,)"
+                            " int64, optionally `round_off` (1,). Logistic loss: `anchor` (d, C)"
+                            " equal to the weights, `hessians` (C, d, d), `gram` (d, d),"
+                            " `gradient` (d, C), `feature_sums` (d,), `target_sums` (C,),"
+                            " `n_samples` (1,) int64, optionally `largest_norm`,"
+                            " `hessian_round_off`, `gram_round_off`, `gradient_round_off` (1,), and"
+                            " `drift`, `residual` (C,), `n_drifted` (1,) int64, which are zero",
                         },
                         "holdout": {
                             **_BINARY,
                             "description": "safetensors with `x` (n, d) float64 or float32, and"
                             " `y` (n,) int64 labels or (n, C) targets",
+                        },
+                        "surrogate": {
+                            **_BINARY,
+                            "description": "safetensors with `x` (n_S, d) float64 or float32:"
+                            " public or synthetic features that stand in for the training set's",
+                        },
+                        "membership": {
+                            **_BINARY,
+                            "description": "safetensors with `digests` (n, 32) uint8, the"
+                            " HMAC-SHA256 of every training row (`core.digests`), and `key` (32,)"
+                            " uint8, what they are keyed with",
                         },
                     },
                 },
@@ -86,14 +103,20 @@ def register_model(
     keys: KeysDep,
     settings: SettingsDep,
 ) -> Response:
-    """Register a model. With stored statistics its deletions are exact; without, estimated."""
+    """Register a model. What is sent beside the weights decides what its deletions guarantee.
+
+    With stored statistics they are exact (squared loss) or certified (logistic); with a surrogate
+    conditional on its declared distance; else estimated.
+    """
     if upload.is_json:
         raise InvalidInputError(
             "body: weights do not travel in JSON",
             field="body",
             remedy=f"Send {MULTIPART} with the parts `manifest` and `weights`.",
         )
-    parts = upload.take({"manifest", "weights"}, {"statistics", "holdout"})
+    parts = upload.take(
+        {"manifest", "weights"}, {"statistics", "holdout", "surrogate", "membership"}
+    )
     manifest = parse_json(parts["manifest"] or b"", Manifest, field="manifest")
 
     def answer() -> Response:
@@ -106,9 +129,11 @@ def register_model(
             weights=parts["weights"] or b"",
             statistics=parts["statistics"],
             holdout=parts["holdout"],
+            surrogate=parts["surrogate"],
+            membership=parts["membership"],
             actor=caller.actor,
         )
-        shown = _show(model, service.current_revision(session, model))
+        shown = _show(model, service.current_revision(session, model), settings)
         headers = {"Location": f"{router.prefix}/{model.id}", "ETag": _etag(model)}
         return JSONResponse(shown.model_dump(mode="json"), 201, headers)
 
@@ -119,6 +144,7 @@ def register_model(
 def list_models(
     _caller: Reader,
     session: SessionDep,
+    settings: SettingsDep,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Page[ModelOut]:
@@ -127,17 +153,24 @@ def list_models(
         session, repository.list_models(), limit=limit, cursor=cursor, ordered_by=uuid.UUID
     )
     current = repository.current_revisions(session, models)
-    return Page(items=[_show(model, current[model.id]) for model in models], next_cursor=following)
+    return Page(
+        items=[_show(model, current[model.id], settings) for model in models],
+        next_cursor=following,
+    )
 
 
 @router.get("/{model_id}", responses=responses(ModelNotFoundError))
 def get_model(
-    model_id: uuid.UUID, _caller: Reader, session: SessionDep, response: Response
+    model_id: uuid.UUID,
+    _caller: Reader,
+    session: SessionDep,
+    settings: SettingsDep,
+    response: Response,
 ) -> ModelOut:
     """Return a model."""
     model = service.get(session, model_id)
     response.headers["ETag"] = _etag(model)
-    return _show(model, service.current_revision(session, model))
+    return _show(model, service.current_revision(session, model), settings)
 
 
 @router.get("/{model_id}/revisions", responses=responses(ModelNotFoundError))
@@ -179,7 +212,10 @@ def download_weights(
     session: SessionDep,
     store: StoreDep,
 ) -> Response:
-    """Download a revision's weights as safetensors; the audit log notes who did."""
+    """Download a revision's weights as safetensors; the audit log notes who did.
+
+    With output perturbation these are the weights with noise, the same at every download.
+    """
     model = service.get(session, model_id)
     revision = service.get_revision(session, model, number)
     content = service.download_weights(session, store, revision, actor=caller.actor)
@@ -188,19 +224,30 @@ def download_weights(
         media_type="application/octet-stream",
         headers={
             "Content-Disposition": f'attachment; filename="{model.id}-{number}.safetensors"',
-            "ETag": f'"{revision.weights_sha256}"',
+            "ETag": f'"{service.served_sha256(revision)}"',
         },
     )
 
 
-def _show(model: Model, current: Revision) -> ModelOut:
+def _show(model: Model, current: Revision, settings: Settings) -> ModelOut:
+    manifest = service.manifest_of(model)
+    has_statistics = current.statistics_artifact_id is not None
+    has_surrogate = model.surrogate_artifact_id is not None
     return ModelOut(
         id=model.id,
         name=model.name,
         state=ModelState(model.state),
-        manifest=Manifest.model_validate(model.manifest),
+        state_reason=model.state_reason,
+        loss=manifest.loss,
+        manifest=manifest,
         current_revision=model.current_revision,
-        has_statistics=current.statistics_artifact_id is not None,
+        has_statistics=has_statistics,
+        has_surrogate=has_surrogate,
+        has_membership=model.has_membership,
+        privacy=manifest.privacy,
+        policy=policy.in_force(
+            manifest, settings, has_statistics=has_statistics, has_surrogate=has_surrogate
+        ),
         n_samples=current.n_samples,
         created_at=model.created_at,
     )
@@ -211,8 +258,8 @@ def _show_revision(revision: Revision, available: set[uuid.UUID]) -> RevisionOut
         number=revision.number,
         n_samples=revision.n_samples,
         gradient_norm_bound=revision.gradient_norm_bound,
-        weights_sha256=revision.weights_sha256,
-        weights_available=revision.weights_artifact_id in available,
+        weights_sha256=service.served_sha256(revision),
+        weights_available=service.served_artifact_id(revision) in available,
         statistics_sha256=revision.statistics_sha256,
         request_id=revision.request_id,
         created_at=revision.created_at,

@@ -8,7 +8,7 @@ from app.errors import InvalidInputError
 from app.registry import tensors
 from app.registry.schemas import Manifest
 from app.registry.tensors import F32, F64, I64, AnyArray, Array
-from core.vocabulary import Task
+from core.vocabulary import Loss, Task
 
 # Norms are computed with rounding: a sample at the bound itself has to pass.
 _NORM_SLACK = 1e-9
@@ -64,35 +64,33 @@ def from_arrays(x: AnyArray, y: AnyArray, manifest: Manifest, *, field: str) -> 
         InvalidInputError: They are empty, not finite, of another shape, too many, or no valid
             targets.
     """
-    if x.ndim > 0 and len(x) == 0:
-        raise InvalidInputError(
-            f"{field}.x: is empty", field=f"{field}.x", remedy="Send at least one sample."
-        )
-    tensors.require_shape(x, (None, manifest.num_features), field=f"{field}.x")
-    width = manifest.num_features + manifest.num_outputs
-    if len(x) * width > MAX_NUMBERS:
-        raise InvalidInputError(
-            f"{field}.x: {len(x)} samples of {width} features and targets are"
-            f" {len(x) * width} numbers, at most {MAX_NUMBERS} are taken",
-            field=f"{field}.x",
-            remedy="Send fewer samples a request.",
-        )
-    tensors.require_finite(x, field=f"{field}.x")
+    features = _features(x, manifest, f"{field}.x")
     targets = _targets(y, len(x), manifest, f"{field}.y")
-    # Adding 0.0 turns −0.0 into 0.0: equal samples get equal digests.
-    return Samples(x.astype(np.float64) + 0.0, targets + 0.0)
+    return Samples(features, targets + 0.0)
 
 
-def require_norms(samples: Samples, manifest: Manifest, *, field: str) -> None:
+def read_surrogate(content: bytes, manifest: Manifest) -> Array:
+    """Parse a safetensors file with `x` (n_S, d): features that stand in for the training set's.
+
+    Raises:
+        InvalidInputError: It is something else, or a row is longer than R_x.
+    """
+    found = tensors.read(content, field="surrogate", expected={"x": (F64, F32)})
+    features = _features(found["x"], manifest, "surrogate.x")
+    require_norms(features, manifest, field="surrogate")
+    return features
+
+
+def require_norms(features: Array, manifest: Manifest, *, field: str) -> None:
     """Check ‖x‖₂ ≤ R_x, which every bound on what a deletion leaves behind rests on.
 
     Raises:
         InvalidInputError: A sample is longer; the message says which.
     """
     # hypot-style scaling: squares of huge values must not overflow into a wrong answer.
-    largest = np.abs(samples.features).max(axis=1, keepdims=True)
+    largest = np.abs(features).max(axis=1, keepdims=True)
     scale = np.where(largest > 0, largest, 1.0)
-    norms = scale[:, 0] * np.linalg.norm(samples.features / scale, axis=1)
+    norms = scale[:, 0] * np.linalg.norm(features / scale, axis=1)
     row = int(norms.argmax())
     if norms[row] > manifest.feature_norm_bound * (1 + _NORM_SLACK):
         raise InvalidInputError(
@@ -141,6 +139,23 @@ def _matrix(rows: list[list[float]], field: str) -> Array:
     return np.array(rows, np.float64).reshape(len(rows), *lengths)
 
 
+def _features(x: AnyArray, manifest: Manifest, field: str) -> Array:
+    if x.ndim > 0 and len(x) == 0:
+        raise InvalidInputError(f"{field}: is empty", field=field, remedy="Send at least one row.")
+    tensors.require_shape(x, (None, manifest.num_features), field=field)
+    width = manifest.num_features + manifest.num_outputs
+    if len(x) * width > MAX_NUMBERS:
+        raise InvalidInputError(
+            f"{field}: {len(x)} samples of {width} features and targets are"
+            f" {len(x) * width} numbers, at most {MAX_NUMBERS} are taken",
+            field=field,
+            remedy="Send fewer samples a request.",
+        )
+    tensors.require_finite(x, field=field)
+    # Adding 0.0 turns −0.0 into 0.0: equal samples get equal digests.
+    return x.astype(np.float64) + 0.0
+
+
 def _targets(y: AnyArray, count: int, manifest: Manifest, field: str) -> Array:
     if y.ndim == 1 and y.dtype == np.int64:
         return _one_hot(y, count, manifest, field)
@@ -148,8 +163,13 @@ def _targets(y: AnyArray, count: int, manifest: Manifest, field: str) -> Array:
     tensors.require_finite(y, field=field)
     targets = y.astype(np.float64)
     if manifest.task is Task.CLASSIFICATION:
-        _require_one_hot(targets, field)
+        (_require_binary if _is_binary(manifest) else _require_one_hot)(targets, field)
     return targets
+
+
+def _is_binary(manifest: Manifest) -> bool:
+    """Tell whether one output stands for two classes, 0 and 1."""
+    return manifest.loss is Loss.LOGISTIC and manifest.num_outputs == 1
 
 
 def _one_hot(labels: AnyArray, count: int, manifest: Manifest, field: str) -> Array:
@@ -160,17 +180,31 @@ def _one_hot(labels: AnyArray, count: int, manifest: Manifest, field: str) -> Ar
             remedy="Send a float matrix of targets, one row a sample.",
         )
     tensors.require_shape(labels, (count,), field=field)
-    outside = np.flatnonzero((labels < 0) | (labels >= manifest.num_outputs))
+    classes = 2 if _is_binary(manifest) else manifest.num_outputs
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         row = int(outside[0])
         raise InvalidInputError(
-            f"{field}: label {labels[row]} in row {row} is outside 0 to {manifest.num_outputs - 1}",
+            f"{field}: label {labels[row]} in row {row} is outside 0 to {classes - 1}",
             field=field,
             remedy="Number the classes as in training.",
         )
+    if _is_binary(manifest):
+        return labels[:, None].astype(np.float64)
     targets = np.zeros((count, manifest.num_outputs))
     targets[np.arange(count), labels.astype(np.intp)] = 1.0
     return targets
+
+
+def _require_binary(targets: Array, field: str) -> None:
+    is_binary = np.isin(targets, (0.0, 1.0)).all(axis=1)
+    if not is_binary.all():
+        row = int(np.argmin(is_binary))
+        raise InvalidInputError(
+            f"{field}: row {row} is {targets[row].tolist()}, neither 0 nor 1",
+            field=field,
+            remedy="Send integer labels 0 and 1, or a column of them.",
+        )
 
 
 def _require_one_hot(targets: Array, field: str) -> None:

@@ -3,29 +3,48 @@
 Functions flush; whoever opened the session commits.
 """
 
+import hashlib
+import hmac
 import os
 import uuid
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from app.artifacts.keys import KEY_BYTES, MasterKey
 from app.artifacts.models import ArtifactKind
 from app.artifacts.store import ArtifactStore
+from app.budget import service as budget
 from app.db import new_id
 from app.errors import (
     ArtifactShreddedError,
     ConcurrentUpdateError,
-    InvalidInputError,
     ModelNotFoundError,
     RevisionNotFoundError,
     WeightsPurgedError,
 )
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.registry import checks, repository, samples, tensors
-from app.registry.models import Model, Revision
+from app.registry import checks, policy, repository, samples, tensors
+from app.registry import membership as multisets
+from app.registry.models import Model, ModelState, Revision
 from app.registry.schemas import Manifest
+from app.registry.tensors import Array
 from app.settings import Settings
+from core import noise
+from core.vocabulary import Mechanism
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Checked:
+    """What the files of a registration hold, once they were found to belong together."""
+
+    weight: Array
+    gradient_norm_bound: float
+    statistics: bytes | None
+    holdout: bytes | None
+    surrogate: bytes | None
+    membership: multisets.Multiset | None
 
 
 def register(
@@ -36,46 +55,55 @@ def register(
     *,
     manifest: Manifest,
     weights: bytes,
-    statistics: bytes | None,
-    holdout: bytes | None,
+    statistics: bytes | None = None,
+    holdout: bytes | None = None,
+    surrogate: bytes | None = None,
+    membership: bytes | None = None,
     actor: str,
 ) -> Model:
     """Register a model with its first revision, once everything about it was checked.
 
+    Args:
+        session: Its commit registers the model.
+        store: Where the files go, encrypted.
+        keys: Wraps the model's own keys.
+        settings: Limits and policy, which the manifest may tighten but not loosen.
+        manifest: What the owner declares.
+        weights: File of W, without noise.
+        statistics: File of stored statistics.
+        holdout: File of samples that were never trained on.
+        surrogate: File of features that stand in for the training set's.
+        membership: File of the training rows' keyed digests, with their key.
+        actor: Who registers, for the audit log.
+
     Raises:
         InvalidInputError: A file is malformed, or contradicts the manifest or another file.
     """
-    _require_size(manifest, settings)
-    weight = checks.read_weights(weights, manifest)
-    stored = None if statistics is None else checks.read_statistics(statistics, manifest)
-    gradient_norm = manifest.training_gradient_norm
-    if stored is not None:
-        gradient_norm = checks.training_gradient_norm(weight, stored, manifest)
-    held_out = None
-    if holdout is not None:
-        held_out = samples.to_bytes(samples.from_file(holdout, manifest, field="holdout"))
-
-    model = Model(
-        id=new_id(),
-        name=manifest.name,
-        manifest=manifest.model_dump(mode="json"),
-        current_revision=0,
-        holdout_artifact_id=None
-        if held_out is None
-        else store.put(session, ArtifactKind.HOLDOUT, held_out).id,
+    policy.require_consistent(
+        manifest,
+        settings,
+        has_statistics=statistics is not None,
+        has_surrogate=surrogate is not None,
     )
-    model.wrapped_digest_key = keys.wrap(os.urandom(KEY_BYTES), _digest_key_purpose(model))
-    session.add(model)
-    session.flush()
+    checked = _check(
+        manifest,
+        weights=weights,
+        statistics=statistics,
+        holdout=holdout,
+        surrogate=surrogate,
+        membership=membership,
+    )
+    model = _store_model(session, store, keys, manifest, checked)
     revision = _store_revision(
         session,
         store,
         model,
         number=0,
         n_samples=manifest.n_samples,
-        gradient_norm_bound=gradient_norm,
-        weights=tensors.write({"weight": weight}),
-        statistics=None if stored is None else stored.to_bytes(),
+        gradient_norm_bound=checked.gradient_norm_bound,
+        weights=tensors.write({"weight": checked.weight}),
+        statistics=checked.statistics,
+        release=_first_release(keys, model, checked.weight),
         request_id=None,
     )
     evidence.append(
@@ -85,11 +113,15 @@ def register(
         payload={
             "actor": actor,
             "manifest_sha256": sha256_hex(canonical_json(model.manifest)),
-            "weights_sha256": revision.weights_sha256,
-            "has_statistics": stored is not None,
-            "has_holdout": held_out is not None,
+            "weights_sha256": served_sha256(revision),
+            "has_statistics": checked.statistics is not None,
+            "has_holdout": checked.holdout is not None,
+            "has_surrogate": checked.surrogate is not None,
+            "has_membership": checked.membership is not None,
         },
     )
+    if manifest.privacy is not None:
+        budget.open_account(session, model, manifest.privacy.to_core())
     return model
 
 
@@ -105,15 +137,34 @@ def add_revision(
     statistics: bytes | None,
     request_id: uuid.UUID,
     keep_superseded_weights: bool,
+    release: bytes | None = None,
 ) -> Revision:
     """Extend a model's chain by one revision; what it supersedes is shredded.
 
-    Old statistics always go: they still contain the forgotten samples. Old weights go unless told
-    otherwise: both revisions together reveal a single forgotten record (METHOD §5).
+    Old statistics always go: they still contain the forgotten samples. So do old weights that a
+    release hides, which nobody may download. What was served goes unless told otherwise: both
+    revisions together reveal a single forgotten record (METHOD §5).
+
+    Args:
+        session: Its commit makes the revision count.
+        store: Where the files go.
+        model: Whose chain.
+        expected_revision: Where the computation began.
+        n_samples: Size of the training set now.
+        gradient_norm_bound: Bound on the training gradient's norm at the new weights.
+        weights: The canonical file of W, without noise.
+        statistics: Downdated; None where the model has none.
+        request_id: The request that made it.
+        keep_superseded_weights: Keep what was served before.
+        release: The canonical file of W with noise; given if and only if the model's releases
+            have noise.
 
     Raises:
         ConcurrentUpdateError: The model is at another revision than expected, or not active.
+        ValueError: A release is missing, or not called for.
     """
+    if (release is not None) != has_noisy_releases(model):
+        raise ValueError(f"model {model.id}: a release is given exactly with output perturbation")
     if not repository.advance(session, model, expected_revision):
         raise ConcurrentUpdateError(
             f"model {model.id} is {model.state} at revision {model.current_revision}, expected an"
@@ -130,12 +181,15 @@ def add_revision(
         gradient_norm_bound=gradient_norm_bound,
         weights=weights,
         statistics=statistics,
+        release=release,
         request_id=request_id,
     )
     if superseded.statistics_artifact_id is not None:
         _shred(session, store, superseded.statistics_artifact_id)
-    if not keep_superseded_weights:
+    if superseded.release_artifact_id is not None:
         _shred(session, store, superseded.weights_artifact_id)
+    if not keep_superseded_weights:
+        _shred(session, store, served_artifact_id(superseded))
     evidence.append(
         session,
         "model.revision-added",
@@ -143,12 +197,31 @@ def add_revision(
         payload={
             "revision": revision.number,
             "n_samples": n_samples,
-            "weights_sha256": revision.weights_sha256,
-            "superseded_weights_sha256": superseded.weights_sha256,
+            "weights_sha256": served_sha256(revision),
+            "superseded_weights_sha256": served_sha256(superseded),
             "superseded_weights_shredded": not keep_superseded_weights,
         },
     )
     return revision
+
+
+def require_retraining(session: Session, model: Model, reason: str) -> None:
+    """Take an active model out of service: from now on it takes no deletions.
+
+    Requests that wait for it are refused when their turn comes.
+    """
+    locked = repository.lock_model(session, model.id)
+    if locked is None or locked.state != ModelState.ACTIVE:
+        return
+    locked.state = ModelState.RETRAINING_REQUIRED
+    locked.state_reason = reason
+    session.flush()
+    evidence.append(
+        session,
+        "model.retraining-required",
+        subject={"model_id": str(model.id)},
+        payload={"reason": reason, "revision": locked.current_revision},
+    )
 
 
 def get(session: Session, model_id: uuid.UUID) -> Model:
@@ -185,20 +258,23 @@ def current_revision(session: Session, model: Model) -> Revision:
 
 
 def load_weights(session: Session, store: ArtifactStore, revision: Revision) -> bytes:
-    """Return a revision's weights: the canonical safetensors bytes that `weights_sha256` is of.
+    """Return a revision's weights without noise, to compute with: the canonical safetensors bytes.
 
     Raises:
         WeightsPurgedError: They were superseded and shredded.
         ArtifactCorruptError: They are not what was stored.
     """
-    try:
-        return store.get(repository.get_artifact(session, revision.weights_artifact_id))
-    except ArtifactShreddedError as error:
-        raise WeightsPurgedError(
-            f"the weights of revision {revision.number} were superseded and shredded",
-            field="number",
-            remedy="Download the current revision; KEEP_SUPERSEDED_WEIGHTS keeps later ones.",
-        ) from error
+    return _load_weights(session, store, revision, revision.weights_artifact_id)
+
+
+def load_release(session: Session, store: ArtifactStore, revision: Revision) -> bytes:
+    """Return the file that is served, which `served_sha256` is of: with noise where there is any.
+
+    Raises:
+        WeightsPurgedError: It was superseded and shredded.
+        ArtifactCorruptError: It is not what was stored.
+    """
+    return _load_weights(session, store, revision, served_artifact_id(revision))
 
 
 def download_weights(
@@ -210,7 +286,7 @@ def download_weights(
         WeightsPurgedError: They were superseded and shredded.
         ArtifactCorruptError: They are not what was stored.
     """
-    content = load_weights(session, store, revision)
+    content = load_release(session, store, revision)
     evidence.append(
         session,
         "model.weights-downloaded",
@@ -218,7 +294,7 @@ def download_weights(
         payload={
             "actor": actor,
             "revision": revision.number,
-            "weights_sha256": revision.weights_sha256,
+            "weights_sha256": served_sha256(revision),
         },
     )
     return content
@@ -247,9 +323,54 @@ def load_holdout(session: Session, store: ArtifactStore, model: Model) -> bytes 
     return store.get(repository.get_artifact(session, model.holdout_artifact_id))
 
 
+def load_surrogate(session: Session, store: ArtifactStore, model: Model) -> bytes | None:
+    """Return a model's canonical surrogate, {`x`: (n_S, d) float64}; None if it has none.
+
+    Raises:
+        ArtifactCorruptError: It is not what was stored.
+    """
+    if model.surrogate_artifact_id is None:
+        return None
+    return store.get(repository.get_artifact(session, model.surrogate_artifact_id))
+
+
+def manifest_of(model: Model) -> Manifest:
+    """Return what the owner declared."""
+    return Manifest.model_validate(model.manifest)
+
+
 def digest_key(keys: MasterKey, model: Model) -> bytes:
-    """Return the key of the digests of what this model has forgotten."""
+    """Return the key of the digests of what this model was trained on and has forgotten."""
     return keys.unwrap(model.wrapped_digest_key, _digest_key_purpose(model))
+
+
+def noise_key(keys: MasterKey, model: Model, number: int) -> bytes:
+    """Return the secret that the noise of one revision's release is derived from.
+
+    One a revision: the difference of two releases with the same noise would be without any.
+
+    Raises:
+        ValueError: The model's releases have no noise.
+    """
+    if model.wrapped_noise_key is None:
+        raise ValueError(f"model {model.id}: releases have no noise")
+    key = keys.unwrap(model.wrapped_noise_key, _noise_key_purpose(model))
+    return hmac.digest(key, b"release/%d" % number, hashlib.sha256)
+
+
+def has_noisy_releases(model: Model) -> bool:
+    """Tell whether what is served is the weights with noise."""
+    return model.wrapped_noise_key is not None
+
+
+def served_sha256(revision: Revision) -> str:
+    """Return the digest of the file that is served: the only one of weights that may be told."""
+    return revision.release_sha256 or revision.weights_sha256
+
+
+def served_artifact_id(revision: Revision) -> uuid.UUID:
+    """Return the artifact that is served."""
+    return revision.release_artifact_id or revision.weights_artifact_id
 
 
 def not_found(model_id: uuid.UUID) -> ModelNotFoundError:
@@ -257,6 +378,81 @@ def not_found(model_id: uuid.UUID) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"no model {model_id}", field="model_id", remedy="GET /v1/models lists them."
     )
+
+
+def _check(
+    manifest: Manifest,
+    *,
+    weights: bytes,
+    statistics: bytes | None,
+    holdout: bytes | None,
+    surrogate: bytes | None,
+    membership: bytes | None,
+) -> _Checked:
+    """Read every file, and hold them against the manifest and each other."""
+    weight = checks.read_weights(weights, manifest)
+    gradient_norm, stored = manifest.training_gradient_norm, None
+    if statistics is not None:
+        read = checks.read_statistics(statistics, manifest)
+        gradient_norm, stored = read.training_gradient_norm(weight, manifest), read.to_bytes()
+    held_out = stand_in = multiset = None
+    if holdout is not None:
+        held_out = samples.to_bytes(samples.from_file(holdout, manifest, field="holdout"))
+    if surrogate is not None:
+        stand_in = tensors.write({"x": samples.read_surrogate(surrogate, manifest)})
+    if membership is not None:
+        multiset = multisets.read(membership, manifest)
+    return _Checked(weight, gradient_norm, stored, held_out, stand_in, multiset)
+
+
+def _store_model(
+    session: Session, store: ArtifactStore, keys: MasterKey, manifest: Manifest, checked: _Checked
+) -> Model:
+    def put(kind: ArtifactKind, content: bytes | None) -> uuid.UUID | None:
+        return None if content is None else store.put(session, kind, content).id
+
+    model = Model(
+        id=new_id(),
+        name=manifest.name,
+        state=ModelState.ACTIVE,
+        manifest=manifest.model_dump(mode="json"),
+        current_revision=0,
+        has_membership=False,
+        holdout_artifact_id=put(ArtifactKind.HOLDOUT, checked.holdout),
+        surrogate_artifact_id=put(ArtifactKind.SURROGATE, checked.surrogate),
+    )
+    given = checked.membership
+    digest_key = os.urandom(KEY_BYTES) if given is None else given.key
+    model.wrapped_digest_key = keys.wrap(digest_key, _digest_key_purpose(model))
+    privacy = manifest.privacy
+    if privacy is not None and privacy.mechanism is Mechanism.OUTPUT:
+        model.wrapped_noise_key = keys.wrap(os.urandom(KEY_BYTES), _noise_key_purpose(model))
+    session.add(model)
+    session.flush()
+    if given is not None:
+        multisets.store(session, model, given)
+    return model
+
+
+def _first_release(keys: MasterKey, model: Model, weight: Array) -> bytes | None:
+    privacy = manifest_of(model).privacy
+    if privacy is None or not has_noisy_releases(model):
+        return None
+    noisy = noise.perturbed(weight, privacy.sigma, noise_key(keys, model, 0))
+    return tensors.write({"weight": noisy})
+
+
+def _load_weights(
+    session: Session, store: ArtifactStore, revision: Revision, artifact_id: uuid.UUID
+) -> bytes:
+    try:
+        return store.get(repository.get_artifact(session, artifact_id))
+    except ArtifactShreddedError as error:
+        raise WeightsPurgedError(
+            f"the weights of revision {revision.number} were superseded and shredded",
+            field="number",
+            remedy="Download the current revision; KEEP_SUPERSEDED_WEIGHTS keeps later ones.",
+        ) from error
 
 
 def _store_revision(
@@ -269,20 +465,30 @@ def _store_revision(
     gradient_norm_bound: float,
     weights: bytes,
     statistics: bytes | None,
+    release: bytes | None,
     request_id: uuid.UUID | None,
 ) -> Revision:
+    def digest(content: bytes) -> str:
+        # What a release hides must not be found by hashing a guess.
+        if release is None:
+            return sha256_hex(content)
+        return store.keyed_sha256(content, purpose=f"lethe/secret-digest/{model.id}")
+
     revision = Revision(
         model_id=model.id,
         number=number,
         n_samples=n_samples,
         gradient_norm_bound=gradient_norm_bound,
         weights_artifact_id=store.put(session, ArtifactKind.WEIGHTS, weights).id,
-        weights_sha256=sha256_hex(weights),
+        weights_sha256=digest(weights),
         request_id=request_id,
     )
     if statistics is not None:
         revision.statistics_artifact_id = store.put(session, ArtifactKind.STATISTICS, statistics).id
-        revision.statistics_sha256 = sha256_hex(statistics)
+        revision.statistics_sha256 = digest(statistics)
+    if release is not None:
+        revision.release_artifact_id = store.put(session, ArtifactKind.RELEASE, release).id
+        revision.release_sha256 = sha256_hex(release)
     session.add(revision)
     session.flush()
     return revision
@@ -292,18 +498,9 @@ def _shred(session: Session, store: ArtifactStore, artifact_id: uuid.UUID) -> No
     store.shred(session, repository.get_artifact(session, artifact_id))
 
 
-def _require_size(manifest: Manifest, settings: Settings) -> None:
-    limits = {"num_features": settings.max_features, "num_outputs": settings.max_outputs}
-    for name, limit in limits.items():
-        found: int = getattr(manifest, name)
-        if found > limit:
-            raise InvalidInputError(
-                f"manifest.{name}: {found} is above this service's limit {limit}",
-                field=f"manifest.{name}",
-                remedy="Reduce the features' dimension, or ask the operator to raise MAX_FEATURES"
-                " or MAX_OUTPUTS.",
-            )
-
-
 def _digest_key_purpose(model: Model) -> str:
     return f"lethe/model-digest/{model.id}"
+
+
+def _noise_key_purpose(model: Model) -> str:
+    return f"lethe/model-noise/{model.id}"

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from app.errors import InvalidInputError
 
 Array = NDArray[np.float64]
-AnyArray = NDArray[np.float64 | np.float32 | np.int64]
+AnyArray = NDArray[np.float64 | np.float32 | np.int64 | np.uint8]
 
-F64, F32, I64 = "F64", "F32", "I64"
-_DTYPES = {F64: "<f8", F32: "<f4", I64: "<i8"}
+F64, F32, I64, U8 = "F64", "F32", "I64", "U8"
+_DTYPES = {F64: "<f8", F32: "<f4", I64: "<i8", U8: "u1"}
 
 
 def read(

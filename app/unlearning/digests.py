@@ -3,16 +3,14 @@
 import hashlib
 import hmac
 
-import numpy as np
-
 from app.registry import samples as sample_files
 from app.registry.samples import Samples
+from core import digests
 
 
 def of_each(samples: Samples, key: bytes) -> list[bytes]:
-    """Return HMAC-SHA256 of each sample: float64 little-endian bytes of x then y (METHOD §4)."""
-    rows = np.ascontiguousarray(np.hstack([samples.features, samples.targets]), dtype="<f8")
-    return [hmac.digest(key, row.tobytes(), hashlib.sha256) for row in rows]
+    """Return HMAC-SHA256 of each sample, as whoever trained the model computes it (METHOD §4)."""
+    return digests.of_each(samples.features, samples.targets, key)
 
 
 def commitment(samples: Samples, key: bytes) -> str:

@@ -46,6 +46,7 @@ class UnlearningRequest(Base):
     model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"))
     state: Mapped[str] = mapped_column(default=RequestState.QUEUED)
     method: Mapped[str]
+    tier: Mapped[str]  # what the method aims at for the model's loss
     options: Mapped[dict[str, Any]]
     subject_reference: Mapped[str | None]
     sample_count: Mapped[int]

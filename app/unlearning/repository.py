@@ -193,12 +193,13 @@ def forgotten(session: Session, model_id: uuid.UUID, digests: Iterable[bytes]) -
 def insert_forgotten(
     session: Session, request: UnlearningRequest, digests: Iterable[bytes]
 ) -> None:
-    """Remember what a request forgot."""
-    session.add_all(
-        ForgottenSample(model_id=request.model_id, digest=digest, request_id=request.id)
-        for digest in digests
-    )
-    session.flush()
+    """Remember what a request forgot; a copy of what was forgotten before is forgotten already."""
+    rows = [
+        {"model_id": request.model_id, "digest": digest, "request_id": request.id}
+        for digest in set(digests)
+    ]
+    if rows:
+        session.execute(insert(ForgottenSample).on_conflict_do_nothing(), rows)
 
 
 def lease_end(lease_seconds: float) -> ColumnElement[object]:

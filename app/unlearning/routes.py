@@ -36,7 +36,6 @@ from app.registry.schemas import Manifest
 from app.unlearning import repository, service
 from app.unlearning.models import RequestState, UnlearningRequest
 from app.unlearning.schemas import UnlearningIn, UnlearningOut, UnlearningWithSamplesIn
-from core.vocabulary import TIER_OF, Method
 
 router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])
 
@@ -182,7 +181,4 @@ def _read_samples(upload: Upload, wanted: UnlearningIn, manifest: Manifest) -> S
 
 
 def _show(request: UnlearningRequest) -> UnlearningOut:
-    columns = {
-        name: getattr(request, name) for name in UnlearningOut.model_fields if name != "tier"
-    }
-    return UnlearningOut.model_validate({**columns, "tier": TIER_OF[Method(request.method)]})
+    return UnlearningOut.model_validate(request)

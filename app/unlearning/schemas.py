@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 from app.registry.schemas import Declared, Number, Positive, Text
 from app.unlearning.models import RequestState
 from core.options import SdpSolver
-from core.vocabulary import Floor, Method, PerturbationLaw, RefusalCause, Tier
+from core.vocabulary import Floor, Method, PerturbationLaw, Prior, RefusalCause, Tier
 
 SEED_BITS = 32  # core.options: 0 <= seed < 2^32
 
@@ -48,6 +48,15 @@ class PerturbationIn(Declared):
     scale: Positive = 1.0
 
 
+class PriorIn(Declared):
+    """What the program of `paper-sdp` is drawn towards where its equations say nothing."""
+
+    kind: Annotated[Prior, Field(strict=False)] = Prior.NONE
+    weight: Annotated[
+        Positive, Field(description="Relative to the mean squared coefficient of the equations")
+    ] = 1e-3
+
+
 class UnlearningIn(Declared):
     """What to forget, and how. In multipart the samples are a part of their own."""
 
@@ -56,7 +65,8 @@ class UnlearningIn(Declared):
         Method | None,
         Field(
             strict=False,
-            description="By default `stored` if the model has statistics, else `forget-curvature`",
+            description="By default `stored` if the model has statistics, else `surrogate` if it"
+            " has one, else `forget-curvature`; the model's `policy.methods` lists what it takes",
         ),
     ] = None
     seed: Annotated[
@@ -64,7 +74,10 @@ class UnlearningIn(Declared):
     ] = Field(default_factory=lambda: secrets.randbits(SEED_BITS))
     perturbation: PerturbationIn = PerturbationIn()
     floor: Annotated[Floor, Field(strict=False)] = Floor.RIDGE
-    solver: SdpSolver = "CLARABEL"
+    solver: Annotated[
+        SdpSolver, Field(description="Of `paper-sdp`; FIRST_ORDER is the service's own")
+    ] = "CLARABEL"
+    prior: PriorIn = PriorIn()
     subject_reference: Annotated[
         Text | None, Field(description="The caller's own reference; never part of the evidence")
     ] = None

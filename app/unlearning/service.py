@@ -28,8 +28,8 @@ from app.errors import (
 )
 from app.evidence import service as evidence
 from app.jobs import JobQueue
+from app.registry import policy, samples
 from app.registry import repository as registry_repository
-from app.registry import samples
 from app.registry import service as registry
 from app.registry.models import Model, ModelState, Revision
 from app.registry.samples import Samples
@@ -39,11 +39,15 @@ from app.unlearning import digests as keyed_digests
 from app.unlearning import repository
 from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
 from app.unlearning.schemas import UnlearningIn
-from core.options import PerturbationOptions
-from core.vocabulary import Method
+from core.options import PerturbationOptions, sdp_floats
+from core.vocabulary import Method, tier_of
 
-# The program of `paper-sdp` is built as one matrix of m·d² floats: 512 MiB at most.
+# cvxpy builds the program of `paper-sdp` as one matrix of m·d² floats: 512 MiB at most.
 MAX_SDP_ENTRIES = 2**26
+# Our own solver multiplies by them some hundred times instead: about 20 minutes on two cores.
+MAX_FIRST_ORDER_STEPS = 2**33
+# What it holds: 2 GiB.
+MAX_SDP_NUMBERS = 2**28
 
 _HELD = "lethe.unlearning.held"  # where a session keeps the job that its transaction has locked
 
@@ -80,24 +84,26 @@ def create(
         InvalidInputError: The request contradicts the model.
     """
     model, manifest = describe(session, wanted.model_id)
-    samples.require_norms(forget, manifest, field="samples")
+    samples.require_norms(forget.features, manifest, field="samples")
     # Requests of one model arrive one after the other: `arrival` is then the order of commits too.
     locked = registry_repository.lock_model(session, model.id)
     if locked is None or locked.state != ModelState.ACTIVE:
         raise ModelNotActiveError(
-            f"model {model.id} is {model.state} and takes no deletions",
+            f"model {model.id} is {model.state} and takes no deletions"
+            + (f": {model.state_reason}" if model.state_reason else ""),
             field="model_id",
             remedy="Train and register a new model.",
         )
     revision = registry.current_revision(session, model)
     samples.require_fewer(len(forget), revision.n_samples, field="samples.x")
-    method = _choose_method(wanted, revision, manifest)
+    method = _choose_method(wanted, model, revision, manifest)
     key = os.urandom(KEY_BYTES)
     request = UnlearningRequest(
         id=new_id(),
         model_id=model.id,
         method=method,
-        options=_options(wanted, settings),
+        tier=tier_of(method, manifest.loss),
+        options=_options(wanted, manifest, settings),
         subject_reference=wanted.subject_reference,
         sample_count=len(forget),
         sample_commitment=keyed_digests.commitment(forget, key),
@@ -131,7 +137,7 @@ def describe(session: Session, model_id: uuid.UUID) -> tuple[Model, Manifest]:
         ModelNotFoundError: There is no such model.
     """
     model = registry.get(session, model_id)
-    return model, Manifest.model_validate(model.manifest)
+    return model, registry.manifest_of(model)
 
 
 def get(session: Session, request_id: uuid.UUID) -> UnlearningRequest:
@@ -420,42 +426,87 @@ def _requeue(session: Session, job: UnlearningJob, outcome: str) -> UnlearningRe
     return request
 
 
-def _choose_method(wanted: UnlearningIn, revision: Revision, manifest: Manifest) -> Method:
+def _choose_method(
+    wanted: UnlearningIn, model: Model, revision: Revision, manifest: Manifest
+) -> Method:
     has_statistics = revision.statistics_artifact_id is not None
-    method = wanted.method or (Method.STORED if has_statistics else Method.FORGET_CURVATURE)
-    if method is Method.STORED and not has_statistics:
-        raise InvalidInputError(
-            "method: 'stored' needs stored statistics, and the model has none",
-            field="method",
-            remedy="Register the model with statistics, or take the method 'forget-curvature',"
-            " which only estimates.",
+    has_surrogate = model.surrogate_artifact_id is not None
+    methods = policy.methods(manifest, has_statistics=has_statistics, has_surrogate=has_surrogate)
+    if not methods:
+        raise ModelNotActiveError(
+            f"model {model.id}: what it has now allows none of its methods",
+            field="model_id",
+            remedy="Train and register a new model.",
+        )
+    method = wanted.method or methods[0]
+    if method not in methods:
+        raise _refused_method(
+            method, methods, manifest, has_statistics=has_statistics, has_surrogate=has_surrogate
         )
     if method is Method.PAPER_SDP:
         _require_solvable(wanted, manifest)
     return method
 
 
+def _refused_method(
+    method: Method,
+    methods: list[Method],
+    manifest: Manifest,
+    *,
+    has_statistics: bool,
+    has_surrogate: bool,
+) -> InvalidInputError:
+    """Return why a method cannot be taken, and what would help."""
+    others = f"take one of the methods this model allows: {', '.join(methods)}"
+    possible = policy.possible_methods(
+        manifest, has_statistics=has_statistics, has_surrogate=has_surrogate
+    )
+    if method is Method.STORED and not has_statistics:
+        finding = "needs stored statistics, and the model has none"
+        remedy = f"Register the model with statistics, or {others}."
+    elif method is Method.SURROGATE and not has_surrogate:
+        finding = "needs surrogate features, and the model has none"
+        remedy = f"Register the model with the part `surrogate`, or {others}."
+    elif method not in possible:
+        finding = "has no true bound that the model's declared noise could be held against"
+        remedy = others.capitalize() + "."
+    else:
+        finding = "is excluded by the policy of the model's manifest"
+        remedy = others.capitalize() + "."
+    return InvalidInputError(f"method: '{method}' {finding}", field="method", remedy=remedy)
+
+
 def _require_solvable(wanted: UnlearningIn, manifest: Manifest) -> None:
     d = manifest.num_features
     m = PerturbationOptions(count=wanted.perturbation.count).equations(d)
-    if m * d**2 > MAX_SDP_ENTRIES:
+    # cvxpy gets the equations as one matrix; our own solver holds directions and d×d iterates, and
+    # takes m·d² steps an iteration.
+    entries, largest = m * d**2, MAX_SDP_ENTRIES
+    numbers = sdp_floats(wanted.solver, m, d) + manifest.num_outputs * d**2
+    if wanted.solver == "FIRST_ORDER":
+        largest = MAX_FIRST_ORDER_STEPS
+    if entries > largest or numbers > MAX_SDP_NUMBERS:
         raise InvalidInputError(
-            f"perturbation.count: {m} perturbations of {d} features make a program of {m * d**2}"
-            f" numbers, at most {MAX_SDP_ENTRIES} are solved",
+            f"perturbation.count: {m} perturbations of {d} features make a program of {entries}"
+            f" coefficients, held in {numbers} numbers; the solver {wanted.solver} gets at most"
+            f" {largest} in {MAX_SDP_NUMBERS}",
             field="perturbation.count",
-            remedy="Reduce the features' dimension, or take the method 'forget-curvature', the"
-            " closed form of the same program.",
+            remedy="Ask for fewer perturbations, take the solver FIRST_ORDER, reduce the features'"
+            " dimension, or take the method 'forget-curvature', the closed form of the same"
+            " program.",
         )
 
 
-def _options(wanted: UnlearningIn, settings: Settings) -> dict[str, Any]:
+def _options(wanted: UnlearningIn, manifest: Manifest, settings: Settings) -> dict[str, Any]:
     """Return every choice as it is recorded; thresholds are set before anything is measured."""
     return {
         "seed": wanted.seed,
         "perturbation": wanted.perturbation.model_dump(mode="json"),
         "floor": str(wanted.floor),
         "solver": wanted.solver,
-        "gate": {"threshold": settings.gate_threshold, "splits": settings.gate_splits},
+        "prior": wanted.prior.model_dump(mode="json"),
+        "anchor": str(policy.anchor(manifest, settings)),
+        "gate": policy.gate_in_force(manifest, settings).model_dump(mode="json"),
     }
 
 

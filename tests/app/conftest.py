@@ -102,6 +102,80 @@ def trained() -> Trained:
     return Trained(x, labels, y, weight)
 
 
+@dataclass
+class TrainedLogistic:
+    """A one-vs-rest logistic classifier at its optimum, in numpy alone; one output: two classes."""
+
+    x: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    y: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, num_outputs: int) -> "TrainedLogistic":
+        """Draw data and train by Newton's method."""
+        rng = np.random.default_rng(11)
+        x = rng.normal(size=(N, D))
+        x /= 1.01 * np.linalg.norm(x, axis=1, keepdims=True)
+        labels = rng.integers(0, max(num_outputs, 2), size=N)
+        y = labels[:, None].astype(float) if num_outputs == 1 else np.eye(num_outputs)[labels]
+        weight = np.zeros((D, num_outputs))
+        for _ in range(20):
+            for c in range(num_outputs):
+                p = 1 / (1 + np.exp(-x @ weight[:, c]))
+                hessian = (x.T * (p * (1 - p))) @ x + RIDGE * N * np.eye(D)
+                gradient = x.T @ (p - y[:, c]) + RIDGE * N * weight[:, c]
+                weight[:, c] -= np.linalg.solve(hessian, gradient)
+        return cls(x, labels, y, weight)
+
+    def manifest(self, **changes: object) -> dict[str, object]:
+        return {
+            "name": "logistic digits",
+            "task": "classification",
+            "loss": "logistic",
+            "num_features": D,
+            "num_outputs": self.weight.shape[1],
+            "ridge": {"convention": "per_sample", "strength": RIDGE},
+            "n_samples": N,
+            "feature_norm_bound": 1.0,
+        } | changes
+
+    def statistics(self) -> dict[str, NDArray[Any]]:
+        p = 1 / (1 + np.exp(-self.x @ self.weight))
+        return {
+            "anchor": self.weight,
+            "hessians": np.stack([(self.x.T * s) @ self.x for s in (p * (1 - p)).T]),
+            "gram": self.x.T @ self.x,
+            "gradient": self.x.T @ (p - self.y),
+            "feature_sums": self.x.sum(axis=0),
+            "target_sums": self.y.sum(axis=0),
+            "n_samples": np.array([N]),
+        }
+
+    def parts(
+        self, *, statistics: dict[str, NDArray[Any]] | None = None, **changes: object
+    ) -> dict[str, bytes]:
+        """Return the multipart body; `statistics` changes tensors, others change the manifest."""
+        stored = self.statistics() | (statistics or {})
+        return {
+            "manifest": json.dumps(self.manifest(**changes)).encode(),
+            "weights": safetensors.numpy.save({"weight": self.weight}),
+            "statistics": safetensors.numpy.save(stored),
+        }
+
+
+@pytest.fixture(scope="session")
+def logistic() -> TrainedLogistic:
+    """Three classes."""
+    return TrainedLogistic.draw(C)
+
+
+@pytest.fixture(scope="session")
+def binary() -> TrainedLogistic:
+    """Two classes in one output."""
+    return TrainedLogistic.draw(1)
+
+
 class Api:
     """The application, called over ASGI like over HTTP."""
 

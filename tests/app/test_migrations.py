@@ -50,6 +50,62 @@ def test_up_down_and_up_again_ends_where_the_tables_are(empty_database_url):
     assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
 
 
+def run(database_url, statement):
+    address = make_url(database_url).set(drivername="postgresql")
+    with psycopg.connect(address.render_as_string(hide_password=False)) as connection:
+        found = connection.execute(statement)
+        return found.fetchall() if found.description else None
+
+
+BEFORE = """
+DO $$
+DECLARE one uuid := '01890000-0000-7000-8000-000000000001';
+BEGIN
+    INSERT INTO artifact (id, kind, location, size_bytes, ciphertext_sha256)
+    VALUES (one, 'weights', 'l', 1, 'x');
+    INSERT INTO model (id, name, state, manifest, current_revision, wrapped_digest_key)
+    VALUES (one, 'm', 'active', '{}', 0, 'k');
+    INSERT INTO revision (id, model_id, number, n_samples, gradient_norm_bound,
+                          weights_artifact_id, weights_sha256)
+    VALUES (one, one, 0, 5, 0, one, 'x');
+    INSERT INTO unlearning_request (id, model_id, state, method, options, sample_count,
+                                    sample_commitment, samples_artifact_id, attempts)
+    SELECT gen_random_uuid(), one, 'queued', method, '{}', 1, 'x', one, 0
+    FROM unnest(ARRAY['stored', 'forget-curvature', 'paper-sdp']) AS method;
+END $$
+"""
+
+
+def test_what_was_asked_for_before_gets_its_tier(empty_database_url):
+    migrations.upgrade(empty_database_url, "0001")
+    run(empty_database_url, BEFORE)
+    migrations.upgrade(empty_database_url)
+    tiers = run(empty_database_url, "SELECT method, tier FROM unlearning_request")
+    assert dict(tiers) == {
+        "stored": "exact",
+        "forget-curvature": "estimated",
+        "paper-sdp": "estimated",
+    }
+    assert run(empty_database_url, "SELECT has_membership FROM model") == [(False,)]
+    migrations.downgrade(empty_database_url, "0001")
+    assert run(empty_database_url, "SELECT count(*) FROM unlearning_request") == [(3,)]
+
+
+def test_a_version_that_would_serve_weights_without_their_noise_is_not_gone_back_to(
+    empty_database_url,
+):
+    migrations.upgrade(empty_database_url, "0001")
+    run(empty_database_url, BEFORE)
+    migrations.upgrade(empty_database_url)
+    run(
+        empty_database_url,
+        "UPDATE revision SET release_artifact_id = weights_artifact_id, release_sha256 = 'x'",
+    )
+    with pytest.raises(DBAPIError, match="output perturbation"):
+        migrations.downgrade(empty_database_url, "0001")
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
 def test_the_tables_in_code_are_those_of_the_migrations(database_url):
     # Raises with the difference if there is one.
     command.check(migrations.configuration(database_url))
@@ -123,6 +179,10 @@ def test_the_log_begins_empty_at_its_genesis(session):
         "UPDATE audit_head SET size = 7",
         "UPDATE audit_head SET chain_hash = '\\x00'",
         "SET session_replication_role = replica; DELETE FROM audit_entry",
+        "UPDATE budget_entry SET amount = 0",
+        "DELETE FROM budget_entry",
+        "TRUNCATE budget_entry",
+        "SET session_replication_role = replica; DELETE FROM budget_entry",
     ],
 )
 def test_the_database_refuses_to_change_the_log(session, statement):

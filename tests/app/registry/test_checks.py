@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from app.errors import InvalidInputError
-from app.registry import checks
+from app.registry import checks, tensors
 from app.registry.schemas import Manifest
 
 
@@ -24,7 +24,7 @@ def manifest(d, num_outputs, n, **changes):
 def statistics_of(x, y):
     n = np.array([len(x)])
     stored = {"gram": x.T @ x, "cross": x.T @ y, "target_gram": y.T @ y, "n_samples": n}
-    return checks.tensors.write(stored)
+    return tensors.write(stored)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,7 +57,7 @@ def test_a_sample_that_was_never_in_the_set_makes_them_indefinite(seed):
         "n_samples": np.array([49]),
     }
     with pytest.raises(InvalidInputError, match="negative eigenvalue"):
-        checks.read_statistics(checks.tensors.write(stored), manifest(8, 2, 49))
+        checks.read_statistics(tensors.write(stored), manifest(8, 2, 49))
 
 
 def test_the_canonical_file_has_the_same_bytes_for_the_same_numbers():
@@ -75,5 +75,5 @@ def test_the_training_gradient_is_that_of_the_loss_on_the_data():
     gradient = sum(np.outer(row, row @ w - target) for row, target in zip(x, y, strict=True))
     gradient += 1e-3 * 30 * w
     lenient = manifest(4, 2, 30, training_gradient_tolerance=1e6)
-    norm = checks.training_gradient_norm(w, stored, lenient)
+    norm = stored.training_gradient_norm(w, lenient)
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-12)

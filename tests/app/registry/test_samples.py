@@ -24,10 +24,10 @@ def test_the_canonical_file_is_read_back_bit_for_bit(trained):
 def test_a_sample_on_the_bound_passes_and_one_above_names_its_row(manifest):
     y = np.eye(3)[:2]
     on_it = Samples(np.array([[1.0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]]), y)
-    samples.require_norms(on_it, manifest, field="s")
+    samples.require_norms(on_it.features, manifest, field="s")
     above = Samples(np.array([[1.0, 0, 0, 0], [0.5, 0.5, 0.5, 0.51]]), y)
     with pytest.raises(InvalidInputError, match=r"row 1 has the norm 1\.005"):
-        samples.require_norms(above, manifest, field="s")
+        samples.require_norms(above.features, manifest, field="s")
 
 
 def test_norms_neither_overflow_nor_underflow():
@@ -44,11 +44,11 @@ def test_norms_neither_overflow_nor_underflow():
     ).model_copy(update={"feature_norm_bound": 1.3e200})  # larger than any that is taken
     huge = Samples(np.array([[1e200, 1e200]]), np.zeros((1, 1)))
     with pytest.raises(InvalidInputError, match=r"1\.41421e\+200"):
-        samples.require_norms(huge, manifest, field="s")
-    samples.require_norms(Samples(huge.features * 0.9, huge.targets), manifest, field="s")
+        samples.require_norms(huge.features, manifest, field="s")
+    samples.require_norms(huge.features * 0.9, manifest, field="s")
     tiny = manifest.model_copy(update={"feature_norm_bound": 1e-200})
     with pytest.raises(InvalidInputError, match=r"1\.41421e-180"):
-        samples.require_norms(Samples(np.full((1, 2), 1e-180), huge.targets), tiny, field="s")
+        samples.require_norms(np.full((1, 2), 1e-180), tiny, field="s")
 
 
 def test_labels_become_one_hot_rows(manifest, trained):

@@ -202,3 +202,27 @@ def test_a_manifest_beyond_the_services_limits_names_the_setting(session, parts,
     with pytest.raises(InvalidInputError, match="above this service's limit 3") as caught:
         register(session, (store, keys, small), trained)
     assert "MAX_FEATURES" in caught.value.remedy
+
+
+def test_a_model_that_has_to_be_retrained_says_why_and_takes_nothing_more(
+    api, trained, model_id, session
+):
+    model = service.get(session, uuid.UUID(model_id))
+    size = api.get("/v1/audit/checkpoint").json()["size"]
+    service.require_retraining(session, model, "the budget is spent")
+    service.require_retraining(session, model, "once more")
+    session.commit()
+    shown = api.get(f"/v1/models/{model_id}").json()
+    assert (shown["state"], shown["state_reason"]) == ("retraining_required", "the budget is spent")
+    (entry,) = api.get(f"/v1/audit/entries?cursor={size}").json()["items"]
+    assert entry["event"] == "model.retraining-required"
+    answer = api.post("/v1/unlearning-requests", json=trained.request(model_id))
+    assert answer.status_code == 409
+    assert "the budget is spent" in answer.json()["detail"]
+
+
+def test_a_retired_model_stays_retired(session, model):
+    model.state = ModelState.RETIRED
+    session.flush()
+    service.require_retraining(session, model, "the budget is spent")
+    assert (model.state, model.state_reason) == (ModelState.RETIRED, None)

@@ -97,6 +97,7 @@ def test_every_option_and_the_gates_policy_are_recorded(make_api, trained):
         "perturbation": {"count": 30, "law": "gaussian", "scale": 0.01},
         "floor": "forget",
         "solver": "SCS",
+        "prior": {"kind": "forget", "weight": 0.25},
     }
     request = api.post(URL, json=trained.request(model, **chosen)).json()
     assert request["method"] == "paper-sdp"
@@ -105,7 +106,9 @@ def test_every_option_and_the_gates_policy_are_recorded(make_api, trained):
         "perturbation": {"count": 30, "law": "gaussian", "scale": 0.01},
         "floor": "forget",
         "solver": "SCS",
-        "gate": {"threshold": 0.5, "splits": 3},
+        "prior": {"kind": "forget", "weight": 0.25},
+        "anchor": "move",
+        "gate": {"threshold": 0.5, "splits": 3, "skew_level": 0.01},
     }
 
 

@@ -1,0 +1,45 @@
+"""Whether weights and stored statistics can belong together; numpy only (METHOD §4)."""
+
+from typing import Protocol
+
+import numpy as np
+
+from app.registry import tensors
+from app.registry.checks import logistic, squared
+from app.registry.schemas import Manifest
+from app.registry.tensors import F64, Array
+from core.vocabulary import Loss
+
+
+class Statistics(Protocol):
+    """What is known of checked statistics, whatever the loss."""
+
+    def training_gradient_norm(self, weights: Array, manifest: Manifest) -> float:
+        """Return a bound on ‖∇L(W; D)‖_F, sum form, if the weights are an optimum of them."""
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical file."""
+
+
+def read_weights(content: bytes, manifest: Manifest) -> Array:
+    """Return W, shape (d, C).
+
+    Raises:
+        InvalidInputError: The file is something else.
+    """
+    weight = tensors.read(content, field="weights", expected={"weight": (F64,)})["weight"]
+    shape = (manifest.num_features, manifest.num_outputs)
+    tensors.require_shape(weight, shape, field="weights.weight")
+    tensors.require_finite(weight, field="weights.weight")
+    return weight.astype(np.float64)
+
+
+def read_statistics(content: bytes, manifest: Manifest) -> Statistics:
+    """Return statistics that some training set of the manifest's can have.
+
+    Raises:
+        InvalidInputError: No such set has them; the message names the figure.
+    """
+    if manifest.loss is Loss.LOGISTIC:
+        return logistic.read(content, manifest)
+    return squared.read(content, manifest)

@@ -1,0 +1,183 @@
+"""What a manifest and the service's settings allow together, for one model."""
+
+from app.errors import InvalidInputError
+from app.registry.schemas import GatePolicyOut, Manifest, PolicyOut
+from app.settings import Settings
+from core.errors import InvalidOptionError
+from core.privacy import require_policy
+from core.vocabulary import Anchor, Loss, Mechanism, Method, Task, Tier, tier_of
+
+
+def require_consistent(
+    manifest: Manifest, settings: Settings, *, has_statistics: bool, has_surrogate: bool
+) -> None:
+    """Check what no field of the manifest shows by itself.
+
+    Raises:
+        InvalidInputError: Fields contradict each other, the settings, or the parts that were sent.
+    """
+    _require_size(manifest, settings)
+    _require_loss(manifest)
+    _require_gate(manifest, settings)
+    if manifest.surrogate_distance is not None and not has_surrogate:
+        raise InvalidInputError(
+            f"manifest.surrogate_distance: {manifest.surrogate_distance:.6g} is declared, but no"
+            " surrogate was sent",
+            field="manifest.surrogate_distance",
+            remedy="Send the part `surrogate` with the features that the distance is of, or leave"
+            " the distance out.",
+        )
+    _require_privacy(manifest, settings)
+    _require_some_method(manifest, has_statistics=has_statistics, has_surrogate=has_surrogate)
+
+
+def in_force(
+    manifest: Manifest, settings: Settings, *, has_statistics: bool, has_surrogate: bool
+) -> PolicyOut:
+    """Return what the next request is held against."""
+    return PolicyOut(
+        methods=methods(manifest, has_statistics=has_statistics, has_surrogate=has_surrogate),
+        gate=gate_in_force(manifest, settings),
+        anchor=anchor(manifest, settings),
+    )
+
+
+def gate_in_force(manifest: Manifest, settings: Settings) -> GatePolicyOut:
+    """Return the stricter of the manifest's gate and the settings', figure by figure.
+
+    The settings may have become stricter since the registration; that counts, too.
+    """
+    declared = manifest.policy.gate
+    return GatePolicyOut(
+        threshold=min(declared.threshold or settings.gate_threshold, settings.gate_threshold),
+        splits=max(declared.splits or settings.gate_splits, settings.gate_splits),
+        skew_level=max(declared.skew_level or settings.gate_skew_level, settings.gate_skew_level),
+    )
+
+
+def anchor(manifest: Manifest, settings: Settings) -> Anchor:
+    """Return what becomes of the anchor: the owner's choice, since neither is the weaker promise.
+
+    `move` forgets the old weights, `keep` spends less of the budget.
+    """
+    return manifest.policy.anchor or settings.statistics_anchor
+
+
+def methods(manifest: Manifest, *, has_statistics: bool, has_surrogate: bool) -> list[Method]:
+    """Return the methods that a request may name, the default first."""
+    possible = possible_methods(
+        manifest, has_statistics=has_statistics, has_surrogate=has_surrogate
+    )
+    allowed = manifest.policy.methods
+    return [method for method in possible if allowed is None or method in allowed]
+
+
+def has_true_bound(method: Method, manifest: Manifest) -> bool:
+    """Tell whether a method's tier comes with a bound that noise can be held against.
+
+    A surrogate's bound is conditional on what its owner declared: no (ε, δ) follows from it.
+    """
+    return tier_of(method, manifest.loss) in {Tier.EXACT, Tier.CERTIFIED}
+
+
+def possible_methods(
+    manifest: Manifest, *, has_statistics: bool, has_surrogate: bool
+) -> list[Method]:
+    """Return the methods that a model's parts allow, the best first."""
+    parts = {Method.STORED: has_statistics, Method.SURROGATE: has_surrogate}
+    return [
+        method
+        for method in Method
+        if parts.get(method, True)
+        and (manifest.privacy is None or has_true_bound(method, manifest))
+    ]
+
+
+def _require_size(manifest: Manifest, settings: Settings) -> None:
+    limits = {"num_features": settings.max_features, "num_outputs": settings.max_outputs}
+    for name, limit in limits.items():
+        found: int = getattr(manifest, name)
+        if found > limit:
+            raise InvalidInputError(
+                f"manifest.{name}: {found} is above this service's limit {limit}",
+                field=f"manifest.{name}",
+                remedy="Reduce the features' dimension, or ask the operator to raise MAX_FEATURES"
+                " or MAX_OUTPUTS.",
+            )
+
+
+def _require_loss(manifest: Manifest) -> None:
+    if manifest.loss is Loss.LOGISTIC and manifest.task is not Task.CLASSIFICATION:
+        raise InvalidInputError(
+            f"manifest.loss: '{manifest.loss}' is for classification, the task is"
+            f" '{manifest.task}'",
+            field="manifest.loss",
+            remedy="Declare the task `classification`, with targets 0 and 1, or the loss"
+            " `squared`.",
+        )
+
+
+def _require_gate(manifest: Manifest, settings: Settings) -> None:
+    """Check that an owner does not loosen what the operator set."""
+    declared = manifest.policy.gate
+    rules = (
+        ("threshold", declared.threshold, settings.gate_threshold, "most", "GATE_THRESHOLD"),
+        ("splits", declared.splits, settings.gate_splits, "least", "GATE_SPLITS"),
+        ("skew_level", declared.skew_level, settings.gate_skew_level, "least", "GATE_SKEW_LEVEL"),
+    )
+    for name, found, limit, side, setting in rules:
+        if found is not None and (found > limit if side == "most" else found < limit):
+            raise InvalidInputError(
+                f"manifest.policy.gate.{name}: {found:g} is looser than this service's, at {side}"
+                f" {limit:g}",
+                field=f"manifest.policy.gate.{name}",
+                remedy="Declare a stricter figure, leave it out to take the service's, or ask the"
+                f" operator to change {setting}.",
+            )
+
+
+def _require_privacy(manifest: Manifest, settings: Settings) -> None:
+    if manifest.privacy is None:
+        return
+    if manifest.privacy.mechanism is Mechanism.OBJECTIVE and manifest.loss is Loss.SQUARED:
+        raise InvalidInputError(
+            "manifest.privacy.mechanism: 'objective-perturbation' with the loss 'squared'",
+            field="manifest.privacy.mechanism",
+            remedy="Deletions from stored statistics are exact for the squared loss: declare no"
+            " privacy, or 'output-perturbation'.",
+        )
+    try:
+        require_policy(
+            manifest.privacy.to_core(),
+            manifest.n_samples,
+            largest_epsilon=settings.largest_epsilon,
+        )
+    except InvalidOptionError as error:
+        finding, _, remedy = str(error).partition("; ")
+        field = f"manifest.{finding.partition(':')[0]}"
+        raise InvalidInputError(
+            f"manifest.{finding}",
+            field=field,
+            remedy=f"{remedy or 'Declare other parameters'}.".capitalize()
+            + " The operator's LARGEST_EPSILON says what ε may be.",
+        ) from error
+
+
+def _require_some_method(manifest: Manifest, *, has_statistics: bool, has_surrogate: bool) -> None:
+    possible = possible_methods(
+        manifest, has_statistics=has_statistics, has_surrogate=has_surrogate
+    )
+    if not possible:
+        raise InvalidInputError(
+            "manifest.privacy: noise is declared, but without stored statistics no deletion has a"
+            " bound that it could be held against",
+            field="manifest.privacy",
+            remedy="Send the part `statistics`, or declare no privacy.",
+        )
+    if not methods(manifest, has_statistics=has_statistics, has_surrogate=has_surrogate):
+        found = ", ".join(manifest.policy.methods or [])
+        raise InvalidInputError(
+            f"manifest.policy.methods: of {found} none can run with what was sent",
+            field="manifest.policy.methods",
+            remedy=f"Allow one of {', '.join(possible)}, or send what the others need.",
+        )
