@@ -40,7 +40,7 @@ def demo(
         ".lethe/demo"
     ),
 ) -> None:
-    """Send four real unlearning requests through the whole service, and compare with retraining."""
+    """Send five real unlearning requests through the whole service, and compare with retraining."""
     console = Console()
     try:
         data = load(dataset, data_dir)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core import losses
+from core.problem import SampleSet
 from demo.scenarios import Scenario
-from demo.training import TrainedModel, fit_ridge, one_hot
+from demo.training import TrainedModel, fit, one_hot
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,13 @@ def compare(scenario: Scenario, unlearned: Tensor) -> Comparison:
     targets = one_hot(trained.dataset.train_labels, trained.dataset.num_classes)
     kept = torch.ones(len(features), dtype=torch.bool)
     kept[scenario.forget] = False
-    retrained = fit_ridge(features[kept], targets[kept], trained.ridge)
+    retrained = fit(features[kept], targets[kept], trained.ridge, trained.loss)
 
     def gradient(rows: Tensor, weights: Tensor) -> Tensor:
-        residual = features[rows] @ weights - targets[rows]
         # `per_sample` ridge: each sample carries its share of the L2 term.
-        return features[rows].T @ residual + trained.ridge.strength * int(rows.sum()) * weights
+        share = trained.ridge.shift(int(rows.sum()))
+        samples = SampleSet(features[rows], targets[rows])
+        return losses.OF[trained.loss].gradient(weights, samples, share)
 
     return Comparison(
         rho_w=_ratio(unlearned - retrained, trained.weights - retrained),

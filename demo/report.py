@@ -14,6 +14,9 @@ from demo.scenarios import Scenario
 
 KEY_FILE = "signing-key.pem"
 _EXACT_RHO_W = 1e-8
+# What one Newton step leaves of a single record is of second order.
+_CERTIFIED_RHO_W = 0.05
+_VERDICTS = {"exact": "exact to round-off", "certified": "residual certified"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ def judge(outcomes: list[Outcome]) -> list[str]:
     lone = by_name["one-record-refused"].request["state"]
     if lone != "refused":
         failures.append(f"one record without statistics: refused, got {lone}")
+    certified = by_name["one-record-certified"].comparison
+    if certified is None or not certified.rho_w < _CERTIFIED_RHO_W:
+        failures.append(f"one logistic record: rho_w < {_CERTIFIED_RHO_W}, got {certified}")
     return failures
 
 
@@ -153,4 +159,4 @@ def _verdict(request: dict[str, Any]) -> str:
         return "refused"
     if request["state"] != "completed":
         return str(request["state"])
-    return "exact to round-off" if request["tier"] == "exact" else "no guarantee"
+    return _VERDICTS.get(request["tier"], "no guarantee")

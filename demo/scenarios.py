@@ -1,4 +1,4 @@
-"""The four requests of the demo."""
+"""The five requests of the demo."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.vocabulary import Method
+from core.vocabulary import Loss, Method
 from demo.data import Dataset, DatasetName, reduce_by_pca
 from demo.training import TrainedModel, train
 
@@ -61,12 +61,15 @@ def build(dataset: Dataset, name: DatasetName) -> list[Scenario]:
     """Train the models and choose what each request forgets."""
     strength = _RIDGE_STRENGTH[name]
     full = train(dataset, strength)
-    small = train(reduce_by_pca(dataset, _PAPER_DIMENSION), strength)
+    reduced = reduce_by_pca(dataset, _PAPER_DIMENSION)
+    small = train(reduced, strength)
+    logistic = train(reduced, strength, Loss.LOGISTIC)
     n = len(dataset.train_labels)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(_CHOICE_SEED))
     tenth = order[: n // 10]
     with_statistics = Registration(f"{name} with statistics", full, with_statistics=True)
     bare = Registration(f"{name} without statistics", full, with_statistics=False)
+    certified = Registration(f"{name} logistic", logistic, with_statistics=True)
     paper = Registration(f"{name} for paper-sdp", small, with_statistics=False)
     return [
         Scenario("one-record-exact", "one record, statistics stored", with_statistics, order[-1:]),
@@ -85,5 +88,11 @@ def build(dataset: Dataset, name: DatasetName) -> list[Scenario]:
             tenth,
             Method.PAPER_SDP,
             {"perturbation": {"count": _PAPER_PERTURBATIONS}},
+        ),
+        Scenario(
+            "one-record-certified",
+            f"one record, logistic loss, statistics stored, d={_PAPER_DIMENSION}",
+            certified,
+            order[-3:-2],
         ),
     ]

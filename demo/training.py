@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from core.problem import Ridge, SampleSet
-from core.statistics import StoredStatistics, collect
-from core.vocabulary import RidgeConvention
+from core.statistics import Statistics, collect, collect_logistic
+from core.training import fit_logistic
+from core.vocabulary import Loss, RidgeConvention
 from demo.data import FEATURE_NORM_BOUND, Dataset
 
 _BATCH = 1024
@@ -16,12 +17,13 @@ _BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A one-hot ridge classifier with what its owner keeps of the training set."""
+    """A linear classifier on one-hot targets with what its owner keeps of the training set."""
 
     dataset: Dataset
     ridge: Ridge
     weights: Tensor
-    statistics: StoredStatistics
+    statistics: Statistics
+    loss: Loss = Loss.SQUARED
 
     def manifest(self, name: str) -> dict[str, object]:
         """Return what the owner declares of the model at registration."""
@@ -29,7 +31,7 @@ class TrainedModel:
         return {
             "name": name,
             "task": "classification",
-            "loss": "squared",
+            "loss": self.loss.value,
             "num_features": d,
             "num_outputs": num_classes,
             "ridge": {
@@ -42,16 +44,23 @@ class TrainedModel:
         }
 
 
-def train(dataset: Dataset, strength: float) -> TrainedModel:
-    """Fit a one-hot ridge classifier, and collect its statistics in one pass over batches."""
+def train(dataset: Dataset, strength: float, loss: Loss = Loss.SQUARED) -> TrainedModel:
+    """Fit a classifier, and collect its statistics in one pass over batches."""
     ridge = Ridge(RidgeConvention.PER_SAMPLE, strength)
     targets = one_hot(dataset.train_labels, dataset.num_classes)
-    return TrainedModel(
-        dataset=dataset,
-        ridge=ridge,
-        weights=fit_ridge(dataset.train_features, targets, ridge),
-        statistics=collect(_batches(dataset)),
+    weights = fit(dataset.train_features, targets, ridge, loss)
+    batches = _batches(dataset)
+    statistics: Statistics = (
+        collect_logistic(batches, weights) if loss is Loss.LOGISTIC else collect(batches)
     )
+    return TrainedModel(dataset, ridge, weights, statistics, loss)
+
+
+def fit(features: Tensor, targets: Tensor, ridge: Ridge, loss: Loss) -> Tensor:
+    """Train to the optimum from the data itself."""
+    if loss is Loss.LOGISTIC:
+        return fit_logistic(SampleSet(features, targets), ridge).weights
+    return fit_ridge(features, targets, ridge)
 
 
 def fit_ridge(features: Tensor, targets: Tensor, ridge: Ridge) -> Tensor:

@@ -10,19 +10,23 @@ import worker
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.schemas import EnvironmentStatement
 
-LIBRARIES = ("numpy", "torch", "safetensors", "cvxpy", "clarabel", "scs")
-DEVICE = "cpu"
+LIBRARIES = ("numpy", "torch", "safetensors", "cvxpy", "clarabel", "scs", "dp-accounting")
+CPU = "cpu"
 
 
 @lru_cache
-def describe_environment() -> EnvironmentStatement:
-    """Return the statement about this process's code and libraries; read once."""
+def describe_environment(device: str = CPU) -> EnvironmentStatement:
+    """Return the statement about this process's code and libraries; read once.
+
+    Args:
+        device: What computed, by its name; where nothing was computed, the CPU that says so.
+    """
     return EnvironmentStatement(
         lethe_version=metadata.version("lethe"),
         code_sha256=code_sha256(),
         python_version=platform.python_version(),
         libraries={name: metadata.version(name) for name in LIBRARIES},
-        device=DEVICE,
+        device=device,
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 from pydantic import BaseModel
@@ -22,11 +22,16 @@ from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.models import EvidenceRecord, RecordKind
 from app.evidence.schemas import (
+    CERTIFICATE_VERDICTS,
+    CONDITIONAL_VERDICT,
+    NO_NOISE_LIMIT,
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
+    UNDECLARED_VERDICT,
     AssumptionStatement,
     BoundStatement,
     CertificateStatement,
+    ConditionalStatement,
     Disposal,
     EstimateStatement,
     FailureStatement,
@@ -36,12 +41,15 @@ from app.evidence.schemas import (
     ModelStatement,
     ParametersStatement,
     PerturbationStatement,
+    PriorStatement,
+    PrivacyStatement,
     RefusalStatement,
     RequestStatement,
     RevisionStatement,
     SampleDisposal,
     ScopeStatement,
     SolverStatement,
+    SurrogateStatement,
     TimesStatement,
 )
 from app.registry import service as registry
@@ -50,24 +58,35 @@ from app.registry.schemas import Manifest
 from app.services import Services
 from app.unlearning.models import UnlearningRequest
 from core.errors import CoreError
-from core.vocabulary import Method, Tier
-from worker.environment import describe_environment
+from core.vocabulary import Method, Prior, Standing, Tier, tier_of
+from worker.environment import CPU, describe_environment
 from worker.options import options_of
 
 if TYPE_CHECKING:  # core.results imports torch
+    from core import results as core_results
     from core.results import GateResult, Refused, SolverReport, Unlearned
 
 logger = structlog.get_logger(__name__)
 
 UNEXPECTED_ERROR = "unexpected-error"
 
+CERTIFIED_TIERS = frozenset({Tier.EXACT, Tier.CERTIFIED})
+
+AnchorFate = Literal["moved", "kept_as_secret", "none"]
+
 LIMITS = (
     *STANDARD_LIMITS,
     "Scores and losses describe the weights; they are no evidence that anything was forgotten.",
 )
+PRIVACY_LIMIT = (
+    "The (ε, δ) guarantee is of the weights that were released: it does not cover the figures in "
+    "this record."
+)
 
 
-def describe_result(unlearned: "Unlearned", weights_sha256: str, seconds: float) -> dict[str, Any]:
+def describe_result(
+    unlearned: "Unlearned", after: Revision, membership: Standing, seconds: float
+) -> dict[str, Any]:
     """Return the figures of a completed request, as the API shows them."""
     return {
         "tier": str(unlearned.tier),
@@ -75,7 +94,9 @@ def describe_result(unlearned: "Unlearned", weights_sha256: str, seconds: float)
         "n_samples": unlearned.n_samples,
         # The number to look at: METHOD (5), a bound on the gradient that is left.
         "residual_bound": _finite(unlearned.gradient_norm_bound),
-        "weights_sha256": weights_sha256,
+        "weights_sha256": registry.served_sha256(after),
+        "membership": str(membership),
+        "privacy": None if unlearned.privacy is None else _dump(_privacy(unlearned.privacy)),
         "bounds": [_dump(BoundStatement.model_validate(bound)) for bound in unlearned.bounds],
         "gates": [_dump(_gate(gate)) for gate in unlearned.gates],
         "solvers": [_dump(_solver(report)) for report in unlearned.solvers],
@@ -116,31 +137,96 @@ def issue_completion(
     *,
     before: Revision,
     after: Revision,
+    anchor: AnchorFate,
+    device: str,
 ) -> EvidenceRecord:
-    """Sign what was done: a certificate for the exact tier, for any other an estimate."""
-    exact = unlearned.tier is Tier.EXACT
-    statement_class = CertificateStatement if exact else EstimateStatement
+    """Sign what was done, in the kind of record that its tier allows."""
+    model = registry.get(session, request.model_id)
+    common = _common(session, request, model, before, after, device=device) | {
+        "tier": unlearned.tier,
+        "method": unlearned.method,
+        "seeds": dict(unlearned.seeds),
+        "revision_after": _revision(after),
+        "assumptions": tuple(map(AssumptionStatement.model_validate, unlearned.assumptions)),
+        "solvers": tuple(map(_solver, unlearned.solvers)),
+        "bounds": tuple(map(BoundStatement.model_validate, unlearned.bounds)),
+        "gates": tuple(map(_gate, unlearned.gates)),
+        "metrics": MetricsStatement.model_validate(unlearned.metrics),
+        "disposal": _disposal(services, before, after, anchor),
+    }
+    kind, statement = _completed(session, services, model, unlearned, common)
+    return _issue(session, services, kind, request, statement)
+
+
+def _completed(
+    session: Session,
+    services: Services,
+    model: Model,
+    unlearned: "Unlearned",
+    common: dict[str, Any],
+) -> tuple[RecordKind, BaseModel]:
+    if unlearned.tier in CERTIFIED_TIERS:
+        privacy = unlearned.privacy
+        mechanism = None if privacy is None else privacy.mechanism
+        unguarded = unlearned.tier is Tier.CERTIFIED and privacy is None
+        certificate = CertificateStatement(
+            **common | {"limits": (*common["limits"], *_more_limits(privacy, unguarded=unguarded))},
+            verdict=CERTIFICATE_VERDICTS[unlearned.tier, mechanism],
+            privacy=None if privacy is None else _privacy(privacy),
+        )
+        return RecordKind.CERTIFICATE, certificate
+    if unlearned.tier is Tier.SURROGATE:
+        surrogate = _surrogate(session, services, model)
+        declared = surrogate.declared_distance is not None
+        conditional = ConditionalStatement(
+            **common,
+            verdict=CONDITIONAL_VERDICT if declared else UNDECLARED_VERDICT,
+            surrogate=surrogate,
+        )
+        return RecordKind.CONDITIONAL, conditional
+    return RecordKind.ESTIMATE, EstimateStatement(**common)
+
+
+def _more_limits(privacy: "core_results.PrivacyStatement | None", *, unguarded: bool) -> list[str]:
+    if privacy is not None:
+        return [PRIVACY_LIMIT]
+    return [NO_NOISE_LIMIT] if unguarded else []
+
+
+def _privacy(privacy: "core_results.PrivacyStatement") -> PrivacyStatement:
+    return PrivacyStatement(
+        mechanism=privacy.mechanism,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        sigma=privacy.sigma,
+        measure=privacy.measure,
+        limit=privacy.limit,
+        spent=privacy.spent,
+        left=privacy.limit - privacy.spent,
+        assumptions=tuple(map(AssumptionStatement.model_validate, privacy.assumptions)),
+    )
+
+
+def _surrogate(session: Session, services: Services, model: Model) -> SurrogateStatement:
+    stored = registry.load_surrogate(session, services.store, model)
+    manifest = Manifest.model_validate(model.manifest)
+    return SurrogateStatement(
+        features_sha256=sha256_hex(stored or b""), declared_distance=manifest.surrogate_distance
+    )
+
+
+def _disposal(
+    services: Services, before: Revision, after: Revision, anchor: AnchorFate
+) -> Disposal:
     kept = services.settings.keep_superseded_weights
     had_statistics = before.statistics_sha256 is not None
-    statement = statement_class(
-        **_common(session, request, registry.get(session, request.model_id), before, after),
-        tier=unlearned.tier,
-        method=unlearned.method,
-        seeds=dict(unlearned.seeds),
-        revision_after=_revision(after),
-        assumptions=tuple(map(AssumptionStatement.model_validate, unlearned.assumptions)),
-        solvers=tuple(map(_solver, unlearned.solvers)),
-        bounds=tuple(map(BoundStatement.model_validate, unlearned.bounds)),
-        gates=tuple(map(_gate, unlearned.gates)),
-        metrics=MetricsStatement.model_validate(unlearned.metrics),
-        disposal=Disposal(
-            forget_samples="key_destroyed",
-            superseded_weights="kept_by_policy" if kept else "key_destroyed",
-            superseded_statistics="key_destroyed" if had_statistics else "none_stored",
-        ),
+    return Disposal(
+        forget_samples="key_destroyed",
+        superseded_weights="kept_by_policy" if kept else "key_destroyed",
+        superseded_statistics="key_destroyed" if had_statistics else "none_stored",
+        superseded_anchor=anchor,
+        release_noise="none" if after.release_sha256 is None else "never_recorded",
     )
-    kind = RecordKind.CERTIFICATE if exact else RecordKind.ESTIMATE
-    return _issue(session, services, kind, request, statement)
 
 
 def issue_refusal(
@@ -219,7 +305,13 @@ def _unchanged(session: Session, request: UnlearningRequest) -> dict[str, Any]:
 
 
 def _common(
-    session: Session, request: UnlearningRequest, model: Model, before: Revision, valid: Revision
+    session: Session,
+    request: UnlearningRequest,
+    model: Model,
+    before: Revision,
+    valid: Revision,
+    *,
+    device: str = CPU,
 ) -> dict[str, Any]:
     """Return what every record says; `valid` is the revision that is in force from now on."""
     manifest = Manifest.model_validate(model.manifest)
@@ -238,8 +330,8 @@ def _common(
             loss=manifest.loss,
         ),
         "revision_before": _revision(before),
-        "parameters": _parameters(request, manifest.num_features),
-        "environment": describe_environment(),
+        "parameters": _parameters(request, manifest),
+        "environment": describe_environment(device),
         "scope": ScopeStatement(
             covered=f"the {manifest.num_features} × {manifest.num_outputs} weights of the linear "
             f"head, revision {valid.number}",
@@ -256,18 +348,28 @@ def _common(
     }
 
 
-def _parameters(request: UnlearningRequest, num_features: int) -> ParametersStatement:
+def _parameters(request: UnlearningRequest, manifest: Manifest) -> ParametersStatement:
     options = options_of(request)
     gate = GatePolicyStatement(**dataclasses.asdict(options.gate))
+    anchored = tier_of(options.method, manifest.loss) is Tier.CERTIFIED
+    anchor = options.anchor if anchored else None
     if options.method is not Method.PAPER_SDP:
-        return ParametersStatement(gate=gate, perturbation=None, floor=None, solver=None)
+        return ParametersStatement(
+            gate=gate, perturbation=None, floor=None, solver=None, prior=None, anchor=anchor
+        )
     perturbation = PerturbationStatement(
         law=options.perturbation.law,
-        count=options.perturbation.equations(num_features),
+        count=options.perturbation.equations(manifest.num_features),
         scale=options.perturbation.scale,
     )
+    prior = PriorStatement(kind=options.prior.kind, weight=options.prior.weight)
     return ParametersStatement(
-        gate=gate, perturbation=perturbation, floor=options.floor, solver=options.solver
+        gate=gate,
+        perturbation=perturbation,
+        floor=options.floor,
+        solver=options.solver,
+        prior=None if prior.kind is Prior.NONE else prior,
+        anchor=anchor,
     )
 
 
@@ -275,7 +377,8 @@ def _revision(revision: Revision) -> RevisionStatement:
     return RevisionStatement(
         number=revision.number,
         n_samples=revision.n_samples,
-        weights_sha256=revision.weights_sha256,
+        weights_sha256=registry.served_sha256(revision),
+        delivered="weights" if revision.release_sha256 is None else "weights_with_noise",
         statistics_sha256=revision.statistics_sha256,
     )
 

@@ -6,56 +6,28 @@ one holds the lease.
 """
 
 import time
-import uuid
-from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 import torch
 
+from app.budget import service as budget
 from app.errors import LeaseLostError
+from app.registry import membership
 from app.registry import service as registry
-from app.registry.models import Revision
-from app.registry.schemas import Manifest
 from app.services import Services
-from app.unlearning import digests as keyed_digests
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
-from core.options import UnlearningOptions
 from core.pipeline import unlearn
-from core.problem import LinearModel, Ridge, SampleSet
 from core.results import Refused, Unlearned
-from core.serialization import (
-    dump_statistics,
-    dump_weights,
-    load_samples,
-    load_statistics,
-    load_weights,
-)
-from core.statistics import StoredStatistics
-from core.vocabulary import TIER_OF, RefusalCause
-from worker import records
+from core.serialization import dump_statistics, dump_weights
+from core.statistics.logistic import LogisticStatistics
+from core.vocabulary import RefusalCause, Standing
+from worker import loading, records
 from worker.leases import Heartbeat, insist
-from worker.options import options_of
+from worker.loading import Work
 
 logger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A claimed request and everything that its computation needs."""
-
-    job_id: uuid.UUID
-    model: LinearModel
-    forget: SampleSet
-    statistics: StoredStatistics | None
-    holdout: SampleSet | None
-    manifest: Manifest
-    options: UnlearningOptions
-    revision: int
-    digests: list[bytes]
-    forgotten_before: int  # how many of the samples this model has already forgotten
 
 
 def run_next(services: Services) -> bool:
@@ -68,12 +40,12 @@ def run_next(services: Services) -> bool:
         with Heartbeat(services, job.id) as heartbeat:
             started = time.monotonic()
             work = insist(services, partial(_load, services, job))
-            result = _compute(work, heartbeat)
+            result = _compute(work, heartbeat) if isinstance(work, Work) else work
             seconds = time.monotonic() - started
-        if isinstance(result, Unlearned):
+        if isinstance(work, Work) and isinstance(result, Unlearned):
             insist(services, partial(_complete, services, work, result, seconds))
-        else:
-            insist(services, partial(_refuse, services, work, result))
+        elif isinstance(result, Refused):
+            insist(services, partial(_refuse, services, job, result))
     except LeaseLostError:
         log.warning("job.lease_lost", exc_info=True)
     except Exception as error:
@@ -97,95 +69,31 @@ def _claim(services: Services) -> UnlearningJob | None:
         )
 
 
-def _load(services: Services, job: UnlearningJob) -> Work:
-    """Read and decrypt everything that the computation needs."""
-    with services.sessions() as session:
-        request = unlearning.request_of(session, job)
-        model = registry.get(session, request.model_id)
-        revision = registry.current_revision(session, model)
-        weights = registry.load_weights(session, services.store, revision)
-        statistics = registry.load_statistics(session, services.store, revision)
-        holdout = registry.load_holdout(session, services.store, model)
-        forget = unlearning.load_samples(session, services.store, request)
-        digests = keyed_digests.of_each(forget, registry.digest_key(services.keys, model))
-        forgotten = unlearning.already_forgotten(session, model, digests)
-    manifest = Manifest.model_validate(model.manifest)
-    return Work(
-        job_id=job.id,
-        model=_linear_model(manifest, revision, weights),
-        forget=SampleSet(torch.from_numpy(forget.features), torch.from_numpy(forget.targets)),
-        statistics=None if statistics is None else load_statistics(statistics),
-        holdout=None if holdout is None else load_samples(holdout, manifest.num_outputs),
-        manifest=manifest,
-        options=options_of(request),
-        revision=revision.number,
-        digests=digests,
-        forgotten_before=len(forgotten),
-    )
-
-
-def _linear_model(manifest: Manifest, revision: Revision, weights: bytes) -> LinearModel:
-    return LinearModel(
-        weights=load_weights(weights),
-        ridge=Ridge(manifest.ridge.convention, manifest.ridge.strength),
-        n_samples=revision.n_samples,
-        feature_norm_bound=manifest.feature_norm_bound,
-        gradient_norm_bound=revision.gradient_norm_bound,
-        loss=manifest.loss,
-    )
+def _load(services: Services, job: UnlearningJob) -> Work | Refused:
+    """Reserve the budget and read what the computation needs, or say why there will be none."""
+    return loading.prepare(services, job) or loading.load(services, job)
 
 
 def _compute(work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
-    """Unlearn, unless the samples themselves forbid it."""
-    return _doubly_deleted(work) or unlearn(
+    return unlearn(
         work.model,
         work.forget,
         statistics=work.statistics,
+        surrogate=work.surrogate,
         holdout=work.holdout,
         task=work.manifest.task,
         options=work.options,
+        membership=work.membership,
+        noise_key=work.noise_key,
         progress=heartbeat.report,
-    )
-
-
-def _doubly_deleted(work: Work) -> Refused | None:
-    """Refuse what would subtract a sample twice, which corrupts a model silently (METHOD §4)."""
-    copies = sum(count - 1 for count in Counter(work.digests).values())
-    if work.forgotten_before:
-        return _refused_samples(
-            work,
-            RefusalCause.ALREADY_FORGOTTEN,
-            f"{work.forgotten_before} of the {len(work.digests)} samples were forgotten by this "
-            "model before; subtracting them again would corrupt it.",
-            "Send only samples that were not part of an earlier completed request.",
-        )
-    if copies:
-        return _refused_samples(
-            work,
-            RefusalCause.DUPLICATE_SAMPLES,
-            f"{copies} of the {len(work.digests)} samples are copies of others in the request; "
-            "whether the training set held as many copies is not known.",
-            "Send each sample once.",
-        )
-    return None
-
-
-def _refused_samples(work: Work, cause: RefusalCause, detail: str, remedy: str) -> Refused:
-    return Refused(
-        cause=cause,
-        detail=detail,
-        remedy=remedy,
-        tier=TIER_OF[work.options.method],
-        method=work.options.method,
-        gates=(),
-        seeds={},
     )
 
 
 def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: float) -> None:
     """Replace the weights, and say so: all of it or nothing."""
     statistics = unlearned.statistics
-    weights = dump_weights(unlearned.weights)
+    noisy = work.noise_key is not None
+    weights, release = dump_weights(unlearned.weights), dump_weights(unlearned.release)
     with services.sessions.begin() as session:
         job = unlearning.hold(session, work.job_id)
         request = unlearning.request_of(session, job)
@@ -199,26 +107,59 @@ def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: flo
             n_samples=unlearned.n_samples,
             gradient_norm_bound=unlearned.gradient_norm_bound,
             weights=weights,
+            release=release if noisy else None,
             statistics=None if statistics is None else dump_statistics(statistics),
             request_id=request.id,
             keep_superseded_weights=services.settings.keep_superseded_weights,
+        )
+        if work.membership is Standing.COMPUTED:
+            membership.consume(session, model, work.digests)
+        budget.spend(
+            session,
+            model.id,
+            None if unlearned.privacy is None else unlearned.privacy.spent,
+            job_id=job.id,
+            request_id=request.id,
         )
         unlearning.complete(
             session,
             services.store,
             job,
-            result=records.describe_result(unlearned, after.weights_sha256, seconds),
+            result=records.describe_result(unlearned, after, work.membership, seconds),
             resulting_revision=after.number,
             digests=work.digests,
         )
         # Last, so that every key it calls destroyed is.
-        records.issue_completion(session, services, request, unlearned, before=before, after=after)
+        records.issue_completion(
+            session,
+            services,
+            request,
+            unlearned,
+            before=before,
+            after=after,
+            anchor=_fate_of_anchor(unlearned),
+            device=work.device_name,
+        )
 
 
-def _refuse(services: Services, work: Work, refused: Refused) -> None:
+def _fate_of_anchor(unlearned: Unlearned) -> records.AnchorFate:
+    """Return what became of the weights that logistic statistics were collected at."""
+    statistics = unlearned.statistics
+    if not isinstance(statistics, LogisticStatistics):
+        return "none"
+    return "moved" if torch.equal(statistics.anchor, unlearned.weights) else "kept_as_secret"
+
+
+def _refuse(services: Services, job: UnlearningJob, refused: Refused) -> None:
     """Say that a gate failed; weights and statistics stay as they are."""
     with services.sessions.begin() as session:
-        job = unlearning.hold(session, work.job_id)
+        job = unlearning.hold(session, job.id)
+        request = unlearning.request_of(session, job)
+        if refused.cause is RefusalCause.BUDGET_SPENT:
+            # Before the log's head is locked, as everybody locks the model.
+            model = registry.get(session, request.model_id)
+            registry.require_retraining(session, model, refused.detail)
+        budget.release(session, request.model_id, job_id=job.id, request_id=request.id)
         request = unlearning.refuse(
             session, services.store, job, refusal=records.describe_refusal(refused)
         )
@@ -235,6 +176,7 @@ def _give_up(services: Services, claimed: UnlearningJob, error: Exception) -> bo
         with services.sessions.begin() as session:
             job = unlearning.hold(session, claimed.id)
             request = unlearning.request_of(session, job)
+            budget.release(session, request.model_id, job_id=job.id, request_id=request.id)
             if request.attempts < services.settings.max_attempts:
                 unlearning.release(session, job)
                 return False

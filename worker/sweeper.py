@@ -15,6 +15,7 @@ from celery import bootsteps
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from app.budget import service as budget
 from app.services import Services
 from app.unlearning import service
 from worker.records import issue_failure_if_possible
@@ -31,6 +32,7 @@ def sweep(services: Services) -> None:
 
     def requeue(session: Session, job_id: uuid.UUID) -> None:
         if (request := service.requeue_lost(session, job_id)) is not None:
+            budget.release(session, request.model_id, job_id=job_id, request_id=request.id)
             logger.warning("request.lost_its_worker", request_id=str(request.id))
 
     def end(session: Session, request_id: uuid.UUID) -> None:

@@ -8,9 +8,14 @@ from app.evidence import repository
 from app.evidence.canonical import GENESIS, chain_hash, leaf_hash
 from app.evidence.formats import CHECKPOINT_TYPE, CheckpointStatement, SignedEnvelope
 from app.evidence.models import AuditEntry, EvidenceRecord
-from app.evidence.schemas import STATEMENT_TYPE
 from app.evidence.signing import Verifier, read_payload
-from app.evidence.statements import read_document, read_entry, read_record, record_entry
+from app.evidence.statements import (
+    RECORD_TYPES,
+    read_document,
+    read_entry,
+    read_signed_record,
+    record_entry,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +101,9 @@ def _check_record(
         envelope = read_document(SignedEnvelope, record.envelope)
         signed_checkpoint = SignedEnvelope.model_validate(record.checkpoint)
         if verifier is not None:
-            verifier.open(envelope, STATEMENT_TYPE)
+            verifier.open(envelope, *RECORD_TYPES)
             verifier.open(signed_checkpoint, CHECKPOINT_TYPE)
-        payload = read_payload(envelope, STATEMENT_TYPE)
-        statement = read_record(payload)
+        statement, payload = read_signed_record(envelope)
         time = read_entry(entry.body).time
         checkpoint = read_document(
             CheckpointStatement, read_payload(signed_checkpoint, CHECKPOINT_TYPE)

@@ -14,6 +14,7 @@ class RecordKind(enum.StrEnum):
     """What a signed record is. Only tiers that guarantee something get a certificate."""
 
     CERTIFICATE = "certificate"
+    CONDITIONAL = "conditional"  # completed; bounds rest on a declared distance
     ESTIMATE = "estimate"  # completed, but nothing is guaranteed
     REFUSAL = "refusal"
     FAILURE = "failure"

@@ -2,8 +2,9 @@
 
 A record that claims more than was done is the worst defect this service can have. So the words of
 the verdict are fixed here, a certificate without a certifying bound cannot be expressed, and
-whatever contradicts itself is refused before it is signed. Version 1 keeps its meaning for ever:
-another meaning is another version and other classes.
+whatever contradicts itself is refused before it is signed. A version keeps its meaning for ever:
+another meaning is another version and other classes. This is version 2, in which a certificate may
+be of tier `certified` too and (ε, δ) has a place; `schemas_v1` reads what was signed before.
 """
 
 import uuid
@@ -12,123 +13,132 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter, model_validator
 
-from app.evidence._fields import (
-    Count,
-    Name,
-    NonNegative,
-    Prose,
-    Remark,
-    Seed,
-    Sha256,
-    Strict,
-    Timestamp,
-    exactly,
+from app.evidence._fields import Count, Name, NonNegative, Prose, Seed, Sha256, Strict, exactly
+from app.evidence._parts import (
+    FAILURE_VERDICT,
+    HOW_TO_VERIFY,
+    REFUSAL_VERDICT,
+    STANDARD_EXCLUSIONS,
+    STANDARD_LIMITS,
+    AssumptionStatement,
+    BoundStatement,
+    EnvironmentStatement,
+    GateStatement,
+    PerturbationStatement,
+    RequestStatement,
+    SampleDisposal,
+    ScopeStatement,
+    ScoreStatement,
+    SolverStatement,
+    TimesStatement,
 )
+from app.evidence.schemas_v1 import ESTIMATE_VERDICT
 from core.vocabulary import (
+    Anchor,
     Floor,
     Loss,
+    Mechanism,
     Method,
-    PerturbationLaw,
+    Prior,
     RefusalCause,
-    Standing,
     Task,
     Tier,
+    tier_of,
 )
 
-STATEMENT_TYPE = "application/vnd.lethe.record.v1+json"
+__all__ = [
+    "ESTIMATE_VERDICT",
+    "FAILURE_VERDICT",
+    "HOW_TO_VERIFY",
+    "REFUSAL_VERDICT",
+    "STANDARD_EXCLUSIONS",
+    "STANDARD_LIMITS",
+    "AssumptionStatement",
+    "BoundStatement",
+    "EnvironmentStatement",
+    "GateStatement",
+    "PerturbationStatement",
+    "RequestStatement",
+    "SampleDisposal",
+    "ScopeStatement",
+    "ScoreStatement",
+    "SolverStatement",
+    "TimesStatement",
+]
 
-CERTIFICATE_VERDICT = (
+STATEMENT_TYPE = "application/vnd.lethe.record.v2+json"
+
+_EXACT = (
     "The forget samples' influence on these weights was removed: the weights are what training on "
     "the remaining samples gives, up to the certifying bounds stated here, if every assumption "
     "stated here holds."
 )
-ESTIMATE_VERDICT = (
-    "The weights were moved towards what training on the remaining samples would give, by an "
-    "estimate. How much of the forget samples' influence is left is not guaranteed: this is not a "
-    "certificate."
+_CERTIFIED = (
+    "The forget samples' influence on these weights was reduced to within a bound: what is "
+    "certified is that the gradient on the remaining samples is at most the certifying residual "
+    "bound stated here, if every assumption stated here holds."
 )
-REFUSAL_VERDICT = (
-    "The request was refused. The model's weights were not changed and nothing was unlearned."
+_NO_NOISE = "No (ε, δ) guarantee is made."
+_OBJECTIVE = (
+    "With the noise that the model was declared to be trained with, this gives the (ε, δ) "
+    "guarantee stated here, under its assumptions."
 )
-FAILURE_VERDICT = (
-    "The request failed. The model's weights were not changed and nothing was unlearned."
+_OUTPUT = (
+    "These are the weights before noise. The digest is of the weights that were released, which "
+    "have the declared noise added; this gives the (ε, δ) guarantee stated here, under its "
+    "assumptions."
 )
-HOW_TO_VERIFY = (
-    "lethe verify FILE --key KEY.pem [--weights WEIGHTS.safetensors], offline, with a public key "
-    "that was obtained from the operator by another way than this file."
+# None for exact deletions with objective perturbation: statistics of squared loss do not hold b.
+CERTIFICATE_VERDICTS: Mapping[tuple[Tier, Mechanism | None], str] = {
+    (Tier.EXACT, None): _EXACT,
+    (Tier.EXACT, Mechanism.OUTPUT): f"{_EXACT} {_OUTPUT}",
+    (Tier.CERTIFIED, None): f"{_CERTIFIED} {_NO_NOISE}",
+    (Tier.CERTIFIED, Mechanism.OBJECTIVE): f"{_CERTIFIED} {_OBJECTIVE}",
+    (Tier.CERTIFIED, Mechanism.OUTPUT): f"{_CERTIFIED} {_OUTPUT}",
+}
+_CONDITIONAL = (
+    "The weights were moved towards what training on the remaining samples would give, with the "
+    "curvature of surrogate features in place of the training set's."
 )
-
-# What every record has to admit; `limits` may add to these sentences but not leave one out.
-STANDARD_LIMITS = (
-    "A valid signature shows who stated this and that it is unaltered, not that it is true.",
-    "The log shows what was entered up to the checkpoint, not events that were never entered.",
-    "Whoever holds the database and the signing key can rewrite what no kept checkpoint covers.",
-    "A destroyed key lives on in database backups and write-ahead logs until these expire.",
+CONDITIONAL_VERDICT = (
+    f"{_CONDITIONAL} The bounds stated here are conditional on the declared distance of the two, "
+    "which nobody here could check: this is not a certificate."
 )
-STANDARD_EXCLUSIONS = (
-    "the backbone that computed the features",
-    "copies of earlier weights that left this service",
-    "models derived from earlier weights",
-    "the training data itself, wherever it is kept",
+# Without a declaration there is nothing that a bound could be conditional on.
+UNDECLARED_VERDICT = (
+    f"{_CONDITIONAL} No distance of the two was declared, so how much of the forget samples' "
+    "influence is left is not guaranteed: this is not a certificate."
 )
+# What a certificate of tier `certified` has to admit where nothing hides the residual.
+NO_NOISE_LIMIT = "No noise was declared: the residual is bounded, but no (ε, δ) guarantee is made."
+# The only bounds that may certify, by name; published ones and worst cases never do.
+CERTIFYING_BOUNDS = frozenset({"residual_gradient_norm", "distance_to_retraining"})
+MEASURES: Mapping[Mechanism, str] = {
+    Mechanism.OBJECTIVE: "residual_gradient_norm",
+    Mechanism.OUTPUT: "distance_to_retraining",
+}
+_ANCHORS: Mapping[Anchor, str] = {Anchor.MOVE: "moved", Anchor.KEEP: "kept_as_secret"}
+
+# A cosine may exceed 1 by round-off.
+_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+_Cosine = Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
-class AssumptionStatement(Strict):
-    """Something a bound or the tier rests on."""
+class MembershipInferenceStatement(Strict):
+    """How well a loss threshold tells forget samples from holdout samples; ½ proves nothing."""
 
-    text: Prose = Field(description="The assumption, as a sentence")
-    standing: Standing = Field(description="computed here, attested by the owner, or assumed")
-
-
-class BoundStatement(Strict):
-    """One bound on what is left of the forget samples, and whether it certifies anything."""
-
-    name: Name = Field(description="Stable identifier, e.g. residual_gradient_norm")
-    equation: Name = Field(description="Where it comes from, e.g. METHOD (5)")
-    value: NonNegative | None = Field(description="null where it cannot be computed; see note")
-    certifies: bool = Field(description="false for published bounds and estimates")
-    note: Remark = Field(description="What a reader has to know beside the number")
-    assumptions: tuple[AssumptionStatement, ...] = Field(description="What the bound rests on")
-
-    @model_validator(mode="after")
-    def _says_what_it_rests_on(self) -> Self:
-        if self.certifies and (self.value is None or not self.assumptions):
-            raise ValueError(
-                f"bound {self.name}: certifies, but value is {self.value} and it states "
-                f"{len(self.assumptions)} assumptions; a certifying bound has a value and says "
-                "what it rests on"
-            )
-        if self.value is None and not self.note:
-            raise ValueError(f"bound {self.name}: value is null; note has to say why")
-        return self
+    auc: _Share
+    tpr_at_1_percent_fpr: _Share
 
 
-class GateStatement(Strict):
-    """One test that a request had to pass, with the threshold that was set beforehand."""
+class ReconstructionLeakStatement(Strict):
+    """What the old and the new weights, as released, together reveal of the forget samples."""
 
-    name: Name = Field(description="Stable identifier, e.g. cross_fitted_residual")
-    passed: bool
-    value: FiniteFloat | None = Field(description="The figure; null where none could be measured")
-    threshold: FiniteFloat | None = Field(description="What it was held against; null if none")
-    detail: Prose = Field(description="The finding in words")
-
-
-class SolverStatement(Strict):
-    """How an estimate or a linear solve came about; a solver's status is never dropped."""
-
-    name: Name = Field(description="Program and method, e.g. cvxpy/CLARABEL or cholesky")
-    status: Name = Field(description="The solver's own word, e.g. optimal_inaccurate")
-    figures: Mapping[str, FiniteFloat | None] = Field(description="null: not a finite number")
-
-
-class ScoreStatement(Strict):
-    """Loss and accuracy on one set of samples."""
-
-    mean_loss: NonNegative = Field(description="Without the ridge term, mean over the samples")
-    accuracy: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
-        description="null for regression"
+    cosine: _Cosine = Field(description="Of the best guess from the difference of the weights")
+    cosine_with_statistics: _Cosine | None = Field(
+        description="As `cosine`, for a thief of the statistics; null where none are stored"
     )
-    n_samples: Annotated[Count, Field(ge=1)]
 
 
 class MetricsStatement(Strict):
@@ -141,36 +151,43 @@ class MetricsStatement(Strict):
     retain_loss_before: FiniteFloat | None
     retain_loss_after: FiniteFloat | None
     weight_change: NonNegative = Field(description="Frobenius norm of new minus old weights")
-    missing: Mapping[str, Prose] = Field(description="Why a figure is null, by its name")
+    membership_before: MembershipInferenceStatement | None
+    membership_after: MembershipInferenceStatement | None
+    reconstruction: ReconstructionLeakStatement | None
+    missing: Mapping[str, Prose] = Field(
+        description="Why figures are null: holdout, retain_loss, membership, reconstruction, ..."
+    )
 
     @model_validator(mode="after")
     def _explains_what_is_missing(self) -> Self:
-        pairs = (
-            (self.holdout_before, self.holdout_after),
-            (
-                self.retain_loss_before,
-                self.retain_loss_after,
-            ),
-        )
-        if any(None in pair for pair in pairs) and not self.missing:
-            raise ValueError("metrics: a figure is null, and `missing` does not say why")
+        figures: Mapping[str, tuple[object, ...]] = {
+            "holdout": (self.holdout_before, self.holdout_after),
+            "retain_loss": (self.retain_loss_before, self.retain_loss_after),
+            "membership": (self.membership_before, self.membership_after),
+            "reconstruction": (self.reconstruction,),
+        }
+        for name, values in figures.items():
+            if None in values and name not in self.missing:
+                raise ValueError(f"metrics: {name} is null, and `missing` does not say why")
         return self
-
-
-class PerturbationStatement(Strict):
-    """How the loss was probed around the old weights."""
-
-    law: PerturbationLaw
-    count: Annotated[Count, Field(ge=1)] = Field(description="m, as drawn, not as asked for")
-    scale: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class GatePolicyStatement(Strict):
     """The thresholds in force, which were set before the request was looked at."""
 
-    threshold: Annotated[FiniteFloat, Field(gt=0)]
+    threshold: _Positive
     splits: Annotated[Count, Field(ge=1)]
     require_identified: bool
+    skew_level: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
+        description="Level of significance of all skew tests together; 0: they were switched off"
+    )
+
+
+class PriorStatement(Strict):
+    """What the semidefinite program was drawn towards."""
+
+    kind: Prior
+    weight: _Positive
 
 
 class ParametersStatement(Strict):
@@ -180,16 +197,8 @@ class ParametersStatement(Strict):
     perturbation: PerturbationStatement | None
     floor: Floor | None
     solver: Name | None = Field(description="Of the semidefinite program, e.g. CLARABEL")
-
-
-class RequestStatement(Strict):
-    """What was asked for, without personal data."""
-
-    id: uuid.UUID
-    n_forget: Annotated[Count, Field(ge=1)] = Field(description="How many samples to forget")
-    sample_commitment: Sha256 = Field(
-        description="HMAC-SHA256 of the samples under a key of this request alone"
-    )
+    prior: PriorStatement | None
+    anchor: Anchor | None = Field(description="What becomes of the weights of logistic statistics")
 
 
 class ModelStatement(Strict):
@@ -207,81 +216,76 @@ class RevisionStatement(Strict):
 
     number: Count
     n_samples: Annotated[Count, Field(ge=1)] = Field(description="Training samples behind it")
-    weights_sha256: Sha256 = Field(description="Of the safetensors bytes as stored and delivered")
-    statistics_sha256: Sha256 | None = Field(description="Likewise; null where none are stored")
-
-
-class EnvironmentStatement(Strict):
-    """What computed it."""
-
-    lethe_version: Name
-    code_sha256: Sha256 = Field(
-        description="Of the canonical JSON {path: SHA-256} of every source file of core and worker"
+    weights_sha256: Sha256 = Field(description="Of the safetensors bytes as delivered")
+    delivered: Literal["weights", "weights_with_noise"] = Field(
+        description="What those bytes hold; with noise, the weights before it never leave"
     )
-    python_version: Name
-    libraries: Annotated[Mapping[str, Name], Field(min_length=1)] = Field(
-        description="Version of each library that takes part in the computation"
+    statistics_sha256: Sha256 | None = Field(
+        description="Of the safetensors bytes as stored, keyed where they are a secret of the "
+        "release; null where none are stored"
     )
-    device: Name = Field(description="cpu, or the accelerator's name")
 
 
-class ScopeStatement(Strict):
-    """What the record covers, and what it does not."""
+class PrivacyStatement(Strict):
+    """An (ε, δ) guarantee, what it costs, and how much of its budget is used."""
 
-    covered: Prose = Field(description="E.g. the 64 × 10 weights of the linear head, revision 3")
-    backbone: Literal["public", "dp", "unknown"] = Field(
-        description="The owner's word on the data behind the features"
-    )
-    not_covered: tuple[Prose, ...]
+    mechanism: Mechanism
+    epsilon: _Positive
+    delta: Annotated[FiniteFloat, Field(gt=0, lt=1)]
+    sigma: _Positive = Field(description="Standard deviation of each entry of the noise")
+    measure: Name = Field(description="Name of the bound that is held against the limit")
+    limit: _Positive = Field(description="Largest value of it that the noise hides")
+    spent: NonNegative = Field(description="Its value now, all deletions of the lineage included")
+    left: NonNegative = Field(description="limit less spent")
+    assumptions: Annotated[tuple[AssumptionStatement, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _excludes_what_no_record_covers(self) -> Self:
-        if missing := [text for text in STANDARD_EXCLUSIONS if text not in self.not_covered]:
-            raise ValueError(f"scope.not_covered: lacks {missing}; begin with STANDARD_EXCLUSIONS")
+    def _keeps_within_its_budget(self) -> Self:
+        if self.spent > self.limit:
+            raise ValueError(f"privacy.spent: {self.spent} is more than the limit {self.limit}")
+        if self.left != self.limit - self.spent:
+            raise ValueError(f"privacy.left: {self.left} is not {self.limit} less {self.spent}")
+        if self.measure != MEASURES[self.mechanism]:
+            raise ValueError(f"privacy.measure: {self.measure} is not what {self.mechanism} hides")
         return self
 
 
-class TimesStatement(Strict):
-    """When, by the database's clock, UTC."""
+class SurrogateStatement(Strict):
+    """What stood in for the training features."""
 
-    received: Timestamp
-    started: Timestamp = Field(description="When the last attempt began")
-    finished: Timestamp
-
-    @model_validator(mode="after")
-    def _runs_forward(self) -> Self:
-        if not self.received <= self.started <= self.finished:
-            raise ValueError(
-                f"times: {self.received}, {self.started}, {self.finished} are out of order; take "
-                "all three from the database's clock"
-            )
-        return self
-
-
-class SampleDisposal(Strict):
-    """What became of the forget samples when nothing was unlearned."""
-
-    forget_samples: Literal["key_destroyed", "kept"]
+    features_sha256: Sha256 = Field(description="Of the safetensors bytes as stored")
+    declared_distance: NonNegative | None = Field(
+        description="Declared bound on the spectral distance of the mean Hessians; null: none"
+    )
 
 
 class Disposal(Strict):
     """What was destroyed in the transaction that wrote this record."""
 
     forget_samples: Literal["key_destroyed"]
-    superseded_weights: Literal["key_destroyed", "kept_by_policy"]
+    superseded_weights: Literal["key_destroyed", "kept_by_policy"] = Field(
+        description="As delivered; the weights before noise always go"
+    )
     superseded_statistics: Literal["key_destroyed", "none_stored"]
+    superseded_anchor: Literal["moved", "kept_as_secret", "none"] = Field(
+        description="The weights that logistic statistics were collected at: replaced by the new "
+        "weights, or still inside the encrypted statistics"
+    )
+    release_noise: Literal["never_recorded", "none"]
 
 
 class _Record(Strict):
     """What every record says."""
 
-    version: Literal["lethe.record/v1"] = "lethe.record/v1"
+    version: Literal["lethe.record/v2"] = "lethe.record/v2"
     id: uuid.UUID = Field(description="Of this record")
     request: RequestStatement
     model: ModelStatement
     revision_before: RevisionStatement
     parameters: ParametersStatement
-    seeds: Mapping[str, Seed] = Field(description="Every seed that was used, by purpose")
+    seeds: Mapping[str, Seed] = Field(
+        description="Every seed that was used, by purpose; that of a release's noise is a secret"
+    )
     environment: EnvironmentStatement
     scope: ScopeStatement
     limits: tuple[Prose, ...]
@@ -298,15 +302,25 @@ class _Record(Strict):
 class _Completed(_Record):
     """What a record about new weights says beside."""
 
+    tier: Tier
+    method: Method
     revision_after: RevisionStatement
     assumptions: Annotated[tuple[AssumptionStatement, ...], Field(min_length=1)] = Field(
-        description="What the tier rests on, membership of the samples in the training set included"
+        description="What the tier rests on; whether membership was checked or attested is there"
     )
     solvers: Annotated[tuple[SolverStatement, ...], Field(min_length=1)]
     bounds: Annotated[tuple[BoundStatement, ...], Field(min_length=1)]
     gates: tuple[GateStatement, ...] = Field(description="Every gate, all passed")
     metrics: MetricsStatement
     disposal: Disposal
+
+    @model_validator(mode="after")
+    def _is_of_the_tier_that_its_method_has(self) -> Self:
+        if self.tier is not tier_of(self.method, self.model.loss):
+            raise ValueError(
+                f"tier: {self.tier} is not that of {self.method} for the {self.model.loss} loss"
+            )
+        return self
 
     @model_validator(mode="after")
     def _follows_from_the_old_revision(self) -> Self:
@@ -320,10 +334,21 @@ class _Completed(_Record):
             )
         if (before.statistics_sha256 is None) != (after.statistics_sha256 is None):
             raise ValueError("revision_after: statistics are replaced by every deletion, or absent")
-        if (before.statistics_sha256 is None) != (
-            self.disposal.superseded_statistics == "none_stored"
-        ):
+        if before.delivered != after.delivered:
+            raise ValueError("revision_after.delivered: a lineage is released in one way only")
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_became_of_the_old_revision(self) -> Self:
+        disposal, before = self.disposal, self.revision_before
+        if (before.statistics_sha256 is None) != (disposal.superseded_statistics == "none_stored"):
             raise ValueError("disposal.superseded_statistics contradicts revision_before")
+        anchored = self.model.loss is Loss.LOGISTIC and before.statistics_sha256 is not None
+        if anchored != (disposal.superseded_anchor != "none"):
+            raise ValueError("disposal.superseded_anchor: only logistic statistics have an anchor")
+        noisy = self.revision_after.delivered == "weights_with_noise"
+        if noisy != (disposal.release_noise == "never_recorded"):
+            raise ValueError("disposal.release_noise contradicts revision_after.delivered")
         return self
 
     @model_validator(mode="after")
@@ -332,21 +357,85 @@ class _Completed(_Record):
             raise ValueError(f"gates: {failed} failed, so this is a refusal")
         return self
 
+    def _certifying(self) -> dict[str, float]:
+        """Return the values of the bounds that certify, by name."""
+        return {
+            bound.name: bound.value
+            for bound in self.bounds
+            if bound.certifies and bound.value is not None
+        }
+
 
 class CertificateStatement(_Completed):
-    """Weights that equal retraining up to the certifying bounds, under the stated assumptions."""
+    """Weights with a proved bound on what is left of the forget samples, under the assumptions."""
 
     kind: Literal["certificate"] = "certificate"
-    verdict: Annotated[str, exactly(CERTIFICATE_VERDICT)] = CERTIFICATE_VERDICT
-    tier: Literal[Tier.EXACT] = Tier.EXACT
+    verdict: Prose = Field(description="Of CERTIFICATE_VERDICTS, by tier and mechanism")
+    tier: Literal[Tier.EXACT, Tier.CERTIFIED]
     method: Literal[Method.STORED] = Method.STORED
+    privacy: PrivacyStatement | None = Field(description="null: no (ε, δ) guarantee is made")
 
     @model_validator(mode="after")
     def _certifies_something(self) -> Self:
-        if not any(bound.certifies for bound in self.bounds):
-            raise ValueError("bounds: none certifies, so this is no certificate")
+        found = set(self._certifying())
+        if "residual_gradient_norm" not in found:
+            raise ValueError("bounds: no residual_gradient_norm certifies: this is no certificate")
+        if more := found - CERTIFYING_BOUNDS:
+            raise ValueError(f"bounds: {sorted(more)} cannot certify anything")
         if self.revision_before.statistics_sha256 is None:
-            raise ValueError("revision_before: tier `exact` needs stored statistics")
+            raise ValueError(f"revision_before: tier `{self.tier}` needs stored statistics")
+        return self
+
+    @model_validator(mode="after")
+    def _says_no_more_than_its_tier_and_noise_allow(self) -> Self:
+        mechanism = None if self.privacy is None else self.privacy.mechanism
+        if self.verdict != CERTIFICATE_VERDICTS.get((self.tier, mechanism)):
+            raise ValueError(f"verdict: not the one of tier {self.tier} with {mechanism} noise")
+        unguarded = self.tier is Tier.CERTIFIED and self.privacy is None
+        if unguarded != (NO_NOISE_LIMIT in self.limits):
+            raise ValueError("limits: NO_NOISE_LIMIT belongs there where tier certified has none")
+        noisy = self.revision_after.delivered == "weights_with_noise"
+        if noisy != (mechanism is Mechanism.OUTPUT):
+            raise ValueError(
+                "revision_after.delivered: with output perturbation the digest is of the release "
+                "with its noise, else of the weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spends_what_its_bound_says(self) -> Self:
+        privacy, values = self.privacy, self._certifying()
+        if privacy is not None and values.get(privacy.measure, float("inf")) > privacy.spent:
+            raise ValueError(f"privacy.spent: less than the certifying bound {privacy.measure}")
+        return self
+
+    @model_validator(mode="after")
+    def _treats_the_anchor_as_asked(self) -> Self:
+        anchor = self.parameters.anchor
+        expected = "none" if self.tier is Tier.EXACT or anchor is None else _ANCHORS[anchor]
+        if (anchor is None) != (self.tier is Tier.EXACT):
+            raise ValueError("parameters.anchor: tier `certified` has one, and no other")
+        if self.disposal.superseded_anchor != expected:
+            raise ValueError(f"disposal.superseded_anchor: expected {expected} with {anchor}")
+        return self
+
+
+class ConditionalStatement(_Completed):
+    """New weights whose bounds rest on a declaration that nobody checked; no certificate."""
+
+    kind: Literal["conditional"] = "conditional"
+    verdict: Prose = Field(description="By whether a distance was declared")
+    tier: Literal[Tier.SURROGATE] = Tier.SURROGATE
+    method: Literal[Method.SURROGATE] = Method.SURROGATE
+    surrogate: SurrogateStatement
+
+    @model_validator(mode="after")
+    def _certifies_nothing(self) -> Self:
+        if claims := sorted(self._certifying()):
+            raise ValueError(f"bounds: {claims} certify, which tier `surrogate` never does")
+        declared = self.surrogate.declared_distance is not None
+        if self.verdict != (CONDITIONAL_VERDICT if declared else UNDECLARED_VERDICT):
+            raise ValueError("verdict: not the one for what was declared of the surrogate")
         return self
 
 
@@ -360,7 +449,7 @@ class EstimateStatement(_Completed):
 
     @model_validator(mode="after")
     def _certifies_nothing(self) -> Self:
-        if claims := [bound.name for bound in self.bounds if bound.certifies]:
+        if claims := sorted(self._certifying()):
             raise ValueError(f"bounds: {claims} certify, which tier `estimated` never does")
         return self
 
@@ -394,7 +483,11 @@ class FailureStatement(_Unchanged):
 
 
 RecordStatement = Annotated[
-    CertificateStatement | EstimateStatement | RefusalStatement | FailureStatement,
+    CertificateStatement
+    | ConditionalStatement
+    | EstimateStatement
+    | RefusalStatement
+    | FailureStatement,
     Field(discriminator="kind"),
 ]
 RECORD_STATEMENT: TypeAdapter[RecordStatement] = TypeAdapter(RecordStatement)

@@ -18,10 +18,11 @@ from app.evidence.auditing import LogReport, verify_log
 from app.evidence.canonical import GENESIS, canonical_json, chain_hash, leaf_hash
 from app.evidence.formats import CHECKPOINT_TYPE, Bundle, CheckpointStatement, SignedEnvelope
 from app.evidence.models import AuditEntry, EvidenceRecord, RecordKind
-from app.evidence.schemas import STATEMENT_TYPE, RecordStatement
+from app.evidence.schemas import STATEMENT_TYPE
 from app.evidence.signing import Signer
 from app.evidence.statements import (
     RECORD_ISSUED,
+    RecordStatement,
     read_document,
     read_record,
     record_payload,

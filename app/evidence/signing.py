@@ -42,13 +42,13 @@ class Verifier:
         self.key_id = _key_id(key)
         self._key = SSlibKey.from_crypto(key, keyid=self.key_id)
 
-    def open(self, envelope: SignedEnvelope, payload_type: str) -> bytes:
-        """Return the payload of an envelope that this key signed as `payload_type`.
+    def open(self, envelope: SignedEnvelope, *payload_types: str) -> bytes:
+        """Return the payload of an envelope that this key signed as one of the types.
 
         Raises:
             InvalidEnvelopeError: It is of another type, or not signed by this key.
         """
-        payload = read_payload(envelope, payload_type)
+        payload = read_payload(envelope, *payload_types)
         named = envelope.signatures[0].keyid
         if named != self.key_id:
             raise InvalidEnvelopeError(
@@ -133,15 +133,15 @@ class Signer:
         return SignedEnvelope.model_validate(envelope.to_dict())
 
 
-def read_payload(envelope: SignedEnvelope, payload_type: str) -> bytes:
+def read_payload(envelope: SignedEnvelope, *payload_types: str) -> bytes:
     """Return an envelope's payload without verifying its signature.
 
     Raises:
         InvalidEnvelopeError: Its payload is of another type.
     """
-    if envelope.payloadType != payload_type:
+    if envelope.payloadType not in payload_types:
         raise InvalidEnvelopeError(
-            f"expected the type {payload_type}, found {envelope.payloadType}"
+            f"expected the type {' or '.join(payload_types)}, found {envelope.payloadType}"
         )
     return read_base64(envelope.payload)
 

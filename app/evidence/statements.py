@@ -1,17 +1,28 @@
 """Signed documents as bytes: written once, and read only in the form they are written in."""
 
 import datetime
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
+from app.evidence import schemas, schemas_v1
 from app.evidence._fields import Strict
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.evidence.formats import EntryStatement
-from app.evidence.schemas import RECORD_STATEMENT, RecordStatement
+from app.evidence.formats import EntryStatement, SignedEnvelope
+from app.evidence.signing import read_payload
 from app.strict_json import read_object
 
 RECORD_ISSUED = "record.issued"
+
+RecordStatement = schemas.RecordStatement | schemas_v1.RecordStatement
+
+# The type that an envelope's signature covers says by which version its payload is read.
+_VERSIONS: Mapping[str, TypeAdapter[Any]] = {
+    schemas.STATEMENT_TYPE: schemas.RECORD_STATEMENT,
+    schemas_v1.STATEMENT_TYPE: schemas_v1.RECORD_STATEMENT,
+}
+RECORD_TYPES = tuple(_VERSIONS)
 
 Document = TypeVar("Document", bound=Strict)
 
@@ -21,17 +32,27 @@ def write_document(document: BaseModel) -> bytes:
     return canonical_json(document.model_dump(mode="json"))
 
 
-def read_record(payload: bytes) -> RecordStatement:
-    """Return the record statement that `payload` holds.
+def read_record(payload: bytes, payload_type: str = schemas.STATEMENT_TYPE) -> RecordStatement:
+    """Return the record statement that `payload` holds, in the version that its type names.
 
     Raises:
         ValueError: It contradicts the schema, or is not in the one form that `write_document`
             gives: then two readers might take it for two things.
     """
     read_object(payload)
-    statement: RecordStatement = RECORD_STATEMENT.validate_json(payload, strict=True)
+    statement: RecordStatement = _VERSIONS[payload_type].validate_json(payload, strict=True)
     _require_normal_form(payload, statement)
     return statement
+
+
+def read_signed_record(envelope: SignedEnvelope) -> tuple[RecordStatement, bytes]:
+    """Return the record statement in an envelope and its bytes; the signature is not looked at.
+
+    Raises:
+        ValueError: It holds something else, or a statement that contradicts its schema.
+    """
+    payload = read_payload(envelope, *RECORD_TYPES)
+    return read_record(payload, envelope.payloadType), payload
 
 
 def read_document(kind: type[Document], payload: bytes) -> Document:

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 
 from app.evidence.canonical import chain_hash, leaf_hash, sha256_hex
 from app.evidence.formats import CHECKPOINT_TYPE, Bundle, CheckpointStatement, EntryStatement
-from app.evidence.schemas import (
-    STATEMENT_TYPE,
-    CertificateStatement,
-    EstimateStatement,
-    RecordStatement,
-)
 from app.evidence.signing import Verifier, read_payload
-from app.evidence.statements import read_document, read_record, record_entry
+from app.evidence.statements import (
+    RECORD_TYPES,
+    RecordStatement,
+    read_document,
+    read_signed_record,
+    record_entry,
+)
 from app.strict_json import read_object
 
 _LONGEST_FINDING = 300
@@ -84,7 +84,7 @@ def _check(name: str, failure: str, look: Callable[[], str]) -> Check:
 
 def _check_signature(bundle: Bundle, verifier: Verifier) -> Check:
     def look() -> str:
-        verifier.open(bundle.envelope, STATEMENT_TYPE)
+        verifier.open(bundle.envelope, *RECORD_TYPES)
         return "The record was signed with the given key and was not altered since."
 
     return _check("signature", "The record does not carry a valid signature", look)
@@ -143,11 +143,11 @@ def _check_weights(bundle: Bundle, weights: bytes) -> Check:
         statement = _statement(bundle)[0]
         digest = sha256_hex(weights)
         before = statement.revision_before
-        if not isinstance(statement, CertificateStatement | EstimateStatement):
+        after = getattr(statement, "revision_after", None)
+        if after is None:
             if digest != before.weights_sha256:
                 raise ValueError("the record names others, which it says were not changed")
             return f"The weights are revision {before.number}, which was not changed."
-        after = statement.revision_after
         if digest == after.weights_sha256:
             return f"The weights are revision {after.number}, which the record is about."
         if digest == before.weights_sha256:
@@ -158,8 +158,7 @@ def _check_weights(bundle: Bundle, weights: bytes) -> Check:
 
 
 def _statement(bundle: Bundle) -> tuple[RecordStatement, bytes]:
-    payload = read_payload(bundle.envelope, STATEMENT_TYPE)
-    return read_record(payload), payload
+    return read_signed_record(bundle.envelope)
 
 
 def _checkpoint(bundle: Bundle) -> CheckpointStatement:

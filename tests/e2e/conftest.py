@@ -47,7 +47,15 @@ class Service:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def register(self, problem: Any, name: str, *, statistics: bool) -> str:
+    def register(
+        self,
+        problem: Any,
+        name: str,
+        *,
+        statistics: bool,
+        membership: bool = False,
+        surrogate: bool = False,
+    ) -> str:
         """Register a model and return its id."""
         files = {
             "manifest": ("manifest.json", json.dumps(problem.manifest(name)), "application/json"),
@@ -55,6 +63,10 @@ class Service:
         }
         if statistics:
             files["statistics"] = ("statistics.safetensors", problem.statistics_file())
+        if membership:
+            files["membership"] = ("membership.safetensors", problem.membership_file())
+        if surrogate:
+            files["surrogate"] = ("surrogate.safetensors", problem.surrogate_file())
         answer = self.http.post("/v1/models", files=files)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])

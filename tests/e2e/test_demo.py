@@ -33,6 +33,8 @@ def test_the_demo_keeps_its_promises_and_leaves_records_that_verify(tmp_path):
     assert requests["one-record-refused"]["state"] == "refused"
     assert requests["one-record-refused"]["refusal"]["remedy"]
     assert requests["ten-percent-paper-sdp"]["state"] == "completed"
+    assert requests["one-record-certified"]["tier"] == "certified"
+    assert requests["one-record-certified"]["rho_w"] < 0.05
     for request in requests.values():
         record = Path(request["record"])
         key = record.parent / "signing-key.pem"

@@ -65,7 +65,14 @@ class Shop:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def register(self, problem: Any, *, statistics: bool = True) -> uuid.UUID:
+    def register(
+        self,
+        problem: Any,
+        *,
+        statistics: bool = True,
+        membership: bool = False,
+        surrogate: bool = False,
+    ) -> uuid.UUID:
         """Register a model and return its id."""
         services = self.services
         with services.sessions.begin() as session:
@@ -78,6 +85,8 @@ class Shop:
                 weights=problem.weights_file(),
                 statistics=problem.statistics_file() if statistics else None,
                 holdout=problem.samples_file(np.arange(20)),
+                membership=problem.membership_file() if membership else None,
+                surrogate=problem.surrogate_file() if surrogate else None,
                 actor="test",
             )
         return model.id

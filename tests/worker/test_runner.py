@@ -62,6 +62,8 @@ def test_samples_and_superseded_artifacts_are_shredded_with_the_completion(
         "forget_samples": "key_destroyed",
         "superseded_weights": "key_destroyed",
         "superseded_statistics": "key_destroyed",
+        "superseded_anchor": "none",
+        "release_noise": "none",
     }
 
 
@@ -83,7 +85,7 @@ def test_an_estimate_states_its_options_and_certifies_nothing(services, shop, ma
     assert not any(bound["certifies"] for bound in statement["bounds"])
     assert statement["parameters"]["solver"] == "SCS"
     assert statement["parameters"]["perturbation"]["count"] == 18  # 1.2·5·6/2
-    assert statement["seeds"] == {"gate": "5", "perturbation": "6"}
+    assert statement["seeds"] == {"gate": "5", "perturbation": "6", "skew": "7"}
     assert shop.find(request).result["residual_bound"] > 0
 
 

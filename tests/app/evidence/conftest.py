@@ -1,5 +1,6 @@
 """Rows, statements and keys that the evidence tests share."""
 
+import copy
 import importlib.util
 import secrets
 from pathlib import Path
@@ -15,10 +16,12 @@ from app.evidence._fields import write_time
 from app.evidence.canonical import sha256_hex
 from app.evidence.models import RecordKind
 from app.evidence.schemas import (
-    CERTIFICATE_VERDICT,
+    CERTIFICATE_VERDICTS,
+    CONDITIONAL_VERDICT,
     ESTIMATE_VERDICT,
     FAILURE_VERDICT,
     HOW_TO_VERIFY,
+    NO_NOISE_LIMIT,
     REFUSAL_VERDICT,
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
@@ -26,23 +29,52 @@ from app.evidence.schemas import (
 from app.evidence.signing import Signer
 from app.registry.models import Model
 from app.unlearning.models import UnlearningRequest
+from core.vocabulary import Mechanism, Tier
 
 NEW_WEIGHTS = b"the new weights"
 OLD_WEIGHTS = b"the old weights"
 ORIGIN = "tests.lethe/audit"
 
+# What a record may be: its kind, and for certificates what it certifies beside.
+SORTS = {
+    "certificate": "certificate",
+    "certified": "certificate",
+    "objective": "certificate",
+    "output": "certificate",
+    "conditional": "conditional",
+    "estimate": "estimate",
+    "refusal": "refusal",
+    "failure": "failure",
+}
 VERDICTS = {
-    "certificate": CERTIFICATE_VERDICT,
+    "certificate": CERTIFICATE_VERDICTS[Tier.EXACT, None],
+    "certified": CERTIFICATE_VERDICTS[Tier.CERTIFIED, None],
+    "objective": CERTIFICATE_VERDICTS[Tier.CERTIFIED, Mechanism.OBJECTIVE],
+    "output": CERTIFICATE_VERDICTS[Tier.CERTIFIED, Mechanism.OUTPUT],
+    "conditional": CONDITIONAL_VERDICT,
     "estimate": ESTIMATE_VERDICT,
     "refusal": REFUSAL_VERDICT,
     "failure": FAILURE_VERDICT,
 }
 METHODS = {
     "certificate": "stored",
+    "certified": "stored",
+    "objective": "stored",
+    "output": "stored",
+    "conditional": "surrogate",
     "estimate": "forget-curvature",
     "refusal": "forget-curvature",
     "failure": "paper-sdp",
 }
+TIERS = {
+    "certificate": "exact",
+    "certified": "certified",
+    "objective": "certified",
+    "output": "certified",
+    "conditional": "surrogate",
+    "estimate": "estimated",
+}
+LOGISTIC = {"certified", "objective", "output"}
 
 
 @pytest.fixture
@@ -72,7 +104,7 @@ def _artifact():
     )
 
 
-def add_request(session, kind="certificate", n_forget=3):
+def add_request(session, sort="certificate", n_forget=3):
     """Write the rows of a request that has run and is about to get its record."""
     samples, holdout = _artifact(), _artifact()
     session.add_all([samples, holdout])
@@ -88,7 +120,8 @@ def add_request(session, kind="certificate", n_forget=3):
     request = UnlearningRequest(
         model_id=model.id,
         state="running",
-        method=METHODS[kind],
+        method=METHODS[sort],
+        tier=TIERS.get(sort, "estimated"),
         options={},
         sample_count=n_forget,
         sample_commitment=secrets.token_hex(32),
@@ -101,20 +134,22 @@ def add_request(session, kind="certificate", n_forget=3):
     return request
 
 
-def write_statement(session, request, kind="certificate"):
+def write_statement(session, request, sort="certificate"):
     """Return a statement as the worker writes it, spelled out by hand."""
     finished = session.scalar(select(func.clock_timestamp()))
+    kind, logistic = SORTS[sort], sort in LOGISTIC
     stored = sha256_hex(b"statistics") if kind == "certificate" else None
     before = {
         "number": 4,
         "n_samples": 1797,
         "weights_sha256": sha256_hex(OLD_WEIGHTS),
+        "delivered": "weights_with_noise" if sort == "output" else "weights",
         "statistics_sha256": stored,
     }
     statement = {
-        "version": "lethe.record/v1",
+        "version": "lethe.record/v2",
         "kind": kind,
-        "verdict": VERDICTS[kind],
+        "verdict": VERDICTS[sort],
         "id": str(new_id()),
         "tier": None,
         "method": request.method,
@@ -128,14 +163,16 @@ def write_statement(session, request, kind="certificate"):
             "name": "digits, “frozen” 64×10",
             "manifest_sha256": sha256_hex(b"manifest"),
             "task": "classification",
-            "loss": "squared",
+            "loss": "logistic" if logistic else "squared",
         },
         "revision_before": before,
         "parameters": {
-            "gate": {"threshold": 1.0, "splits": 8, "require_identified": True},
+            "gate": {"threshold": 1.0, "splits": 8, "require_identified": True, "skew_level": 0.01},
             "perturbation": {"law": "antithetic", "count": 2496, "scale": 1e-7},
             "floor": "ridge",
             "solver": "CLARABEL",
+            "prior": {"kind": "forget", "weight": 0.001},
+            "anchor": "move" if logistic else None,
         },
         "seeds": {"gate": "18446744073709551615"},
         "environment": {
@@ -150,7 +187,7 @@ def write_statement(session, request, kind="certificate"):
             "backbone": "unknown",
             "not_covered": list(STANDARD_EXCLUSIONS),
         },
-        "limits": list(STANDARD_LIMITS),
+        "limits": [*STANDARD_LIMITS, *([NO_NOISE_LIMIT] if sort == "certified" else [])],
         "times": {
             "received": write_time(request.created_at),
             "started": write_time(request.started_at),
@@ -160,8 +197,14 @@ def write_statement(session, request, kind="certificate"):
         "gates": [_gate(passed=kind != "refusal")],
         "disposal": {"forget_samples": "key_destroyed"},
     }
-    if kind in {"certificate", "estimate"}:
-        statement |= _outcome(kind, before, request.sample_count)
+    if sort in TIERS:
+        statement |= _outcome(sort, before, request.sample_count)
+    if kind == "certificate":
+        statement |= {"privacy": _privacy(sort)}
+    if kind == "conditional":
+        statement |= {
+            "surrogate": {"features_sha256": sha256_hex(b"public"), "declared_distance": 0.25}
+        }
     if kind in {"refusal", "failure"}:
         statement |= {"cause": "estimate-unreliable", "detail": "The estimate is 1.7."}
     if kind == "refusal":
@@ -179,15 +222,42 @@ def _gate(*, passed):
     }
 
 
-def _outcome(kind, before, n_forget):
-    exact = kind == "certificate"
+def _privacy(sort):
+    """Return an (ε, δ) statement whose budget is spent to a quarter."""
+    measure = {"objective": "residual_gradient_norm", "output": "distance_to_retraining"}.get(sort)
+    if measure is None:
+        return None
+    return {
+        "mechanism": f"{sort}-perturbation",
+        "epsilon": 1.0,
+        "delta": 1e-6,
+        "sigma": 0.5,
+        "measure": measure,
+        "limit": 0.125,
+        "spent": 0.03125,
+        "left": 0.09375,
+        "assumptions": [{"text": "The noise stays a secret.", "standing": "attested"}],
+    }
+
+
+def _outcome(sort, before, n_forget):
+    certifies, logistic = SORTS[sort] == "certificate", sort in LOGISTIC
     score = {"mean_loss": 0.125, "accuracy": 0.9, "n_samples": 3}
     assumption = {
         "text": "The samples were in the training set.",
         "standing": "attested",
     }
+    bound = {
+        "name": "residual_gradient_norm",
+        "equation": "METHOD (5)",
+        "value": 3.0e-12,
+        "certifies": certifies,
+        "note": "computed, with a round-off allowance",
+        "assumptions": [assumption],
+    }
+    attacked = {"auc": 0.5, "tpr_at_1_percent_fpr": 0.0}
     return {
-        "tier": "exact" if exact else "estimated",
+        "tier": TIERS[sort],
         "revision_after": before
         | {
             "number": before["number"] + 1,
@@ -197,14 +267,7 @@ def _outcome(kind, before, n_forget):
         "assumptions": [assumption],
         "solvers": [{"name": "cholesky", "status": "direct", "figures": {"residual": 1e-21}}],
         "bounds": [
-            {
-                "name": "residual_gradient_norm",
-                "equation": "METHOD (5)",
-                "value": 3.0e-12,
-                "certifies": exact,
-                "note": "computed, with a round-off allowance",
-                "assumptions": [assumption],
-            },
+            bound,
             {
                 "name": "published_hessian_error",
                 "equation": "METHOD (3)",
@@ -213,6 +276,7 @@ def _outcome(kind, before, n_forget):
                 "note": "Published bound, not a certificate: ε cannot be observed.",
                 "assumptions": [],
             },
+            bound | {"name": "distance_to_retraining", "equation": "METHOD (6)", "value": 0.015625},
         ],
         "metrics": {
             "forget_before": score,
@@ -222,14 +286,42 @@ def _outcome(kind, before, n_forget):
             "retain_loss_before": 0.5,
             "retain_loss_after": 0.5,
             "weight_change": 0.01,
+            "membership_before": attacked,
+            "membership_after": attacked,
+            "reconstruction": {"cosine": 0.99, "cosine_with_statistics": None},
             "missing": {"holdout": "The model has no holdout."},
         },
         "disposal": {
             "forget_samples": "key_destroyed",
             "superseded_weights": "key_destroyed",
-            "superseded_statistics": "key_destroyed" if exact else "none_stored",
+            "superseded_statistics": "key_destroyed" if certifies else "none_stored",
+            "superseded_anchor": "moved" if logistic else "none",
+            "release_noise": "never_recorded" if sort == "output" else "none",
         },
     }
+
+
+def as_version_1(statement):
+    """Return an exact certificate, estimate, refusal or failure as release 0.1 signed it."""
+    old = copy.deepcopy(statement)
+    old["version"] = "lethe.record/v1"
+    for revision in ("revision_before", "revision_after"):
+        old.get(revision, {}).pop("delivered", None)
+    for place, names in (
+        ("parameters", ("prior", "anchor")),
+        ("metrics", ("membership_before", "membership_after", "reconstruction")),
+        ("disposal", ("superseded_anchor", "release_noise")),
+    ):
+        for name in names:
+            old.get(place, {}).pop(name, None)
+    old["parameters"]["gate"].pop("skew_level")
+    old.pop("privacy", None)
+    return old
+
+
+@pytest.fixture(scope="session")
+def version_1():
+    return as_version_1
 
 
 @pytest.fixture
@@ -242,16 +334,16 @@ def new_statement():
     return write_statement
 
 
-def issue_record(session, signer, kind):
+def issue_record(session, signer, sort):
     """Issue a record of a new request, as the service does."""
-    request = add_request(session, kind)
+    request = add_request(session, sort)
     return service.issue_record(
         session,
         signer,
         "tests.lethe/audit",
-        kind=RecordKind(kind),
+        kind=RecordKind(SORTS[sort]),
         request=request,
-        statement=write_statement(session, request, kind),
+        statement=write_statement(session, request, sort),
     )
 
 

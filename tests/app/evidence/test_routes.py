@@ -97,7 +97,7 @@ def test_a_reader_of_the_log_can_recompute_its_hash_and_compare_it_with_the_chec
     checkpoint = api.get("/v1/audit/checkpoint").json()
     assert (checkpoint["size"], checkpoint["chain_hash"]) == (len(items), chain.hex())
     envelope = checkpoint.pop("envelope")
-    reference.check_signature(envelope, reference.CHECKPOINT, own_signer.public_pem())
+    reference.check_signature(envelope, own_signer.public_pem(), reference.CHECKPOINT)
     assert reference.read(reference.payload_of(envelope, reference.CHECKPOINT)) == checkpoint
 
 

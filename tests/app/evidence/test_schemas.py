@@ -7,17 +7,30 @@ from pydantic import ValidationError
 
 from app.evidence.canonical import canonical_json
 from app.evidence.schemas import (
+    CERTIFICATE_VERDICTS,
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
+    UNDECLARED_VERDICT,
     BoundStatement,
     CertificateStatement,
     EstimateStatement,
     TimesStatement,
 )
+from app.evidence.schemas_v1 import STATEMENT_TYPE as V1
 from app.evidence.statements import read_record, write_document
-from core.vocabulary import Standing
+from core.vocabulary import Mechanism, Standing, Tier
 
-KINDS = ["certificate", "estimate", "refusal", "failure"]
+SORTS = [
+    "certificate",
+    "certified",
+    "objective",
+    "output",
+    "conditional",
+    "estimate",
+    "refusal",
+    "failure",
+]
+KINDS = {"certified": "certificate", "objective": "certificate", "output": "certificate"}
 
 
 def change(statement, path, value):
@@ -43,13 +56,19 @@ def statement_of(session, new_request, new_statement):
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_statement_of_each_kind_is_read_back_as_the_bytes_it_came_from(statement_of, kind):
-    payload = canonical_json(statement_of(kind))
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_statement_of_each_sort_is_read_back_as_the_bytes_it_came_from(
+    statement_of, reference, sort
+):
+    payload = canonical_json(statement_of(sort))
     statement = read_record(payload)
-    assert statement.kind == kind
+    reference.check_statement(reference.read(payload))
+    assert statement.kind == KINDS.get(sort, sort)
     assert write_document(statement) == payload
 
+
+VERDICT_OF_EXACT = CERTIFICATE_VERDICTS[Tier.EXACT, None]
+VERDICT_WITH_NOISE = CERTIFICATE_VERDICTS[Tier.CERTIFIED, Mechanism.OBJECTIVE]
 
 # What would claim too much, or contradict itself.
 OVERCLAIMS = [
@@ -85,7 +104,63 @@ OVERCLAIMS = [
     ("certificate", "request.n_forget", 0),
     ("certificate", "request.subject", "somebody"),
     ("certificate", "times.started", "2100-01-01T00:00:00.000000Z"),
-    ("certificate", "version", "lethe.record/v2"),
+    ("certificate", "version", "lethe.record/v1"),
+    ("certificate", "version", "lethe.record/v3"),
+    ("certificate", "tier", "certified"),
+    ("certificate", "bounds.0.name", "residual_gradient_norm_literature"),
+    ("certificate", "bounds.2.name", "published_theorem_1"),
+    ("certificate", "parameters.anchor", "move"),
+    ("certificate", "disposal.superseded_anchor", "moved"),
+    ("certificate", "disposal.release_noise", "never_recorded"),
+    ("certificate", "privacy", ...),
+    ("certificate", "revision_after.delivered", "weights_with_noise"),
+    ("certificate", "metrics.membership_after", None),
+    ("certificate", "metrics.reconstruction", None),
+    ("certificate", "metrics.reconstruction.cosine", 1.5),
+    ("certificate", "metrics.membership_before.auc", 1.25),
+    ("certificate", "parameters.gate.skew_level", 1.0),
+    ("certificate", "parameters.prior.weight", 0.0),
+    # Tier `certified`: the residual alone, unless noise hides it.
+    ("certified", "tier", "exact"),
+    ("certified", "method", "surrogate"),
+    ("certified", "model.loss", "squared"),
+    ("certified", "bounds.0.certifies", False),
+    ("certified", "limits", list(STANDARD_LIMITS)),
+    ("certified", "verdict", VERDICT_OF_EXACT),
+    ("certified", "verdict", VERDICT_WITH_NOISE),
+    ("certified", "disposal.superseded_anchor", "none"),
+    ("certified", "disposal.superseded_anchor", "kept_as_secret"),
+    ("certified", "parameters.anchor", "keep"),
+    ("certified", "parameters.anchor", None),
+    ("certified", "revision_before.delivered", "weights_with_noise"),
+    # (ε, δ): within its budget, of the right measure, and about what was released.
+    ("objective", "privacy", None),
+    ("objective", "privacy.spent", 0.25),
+    ("objective", "privacy.spent", 1e-13),
+    ("objective", "privacy.left", 0.125),
+    ("objective", "privacy.limit", 0.03),
+    ("objective", "privacy.delta", 1.0),
+    ("objective", "privacy.delta", 0.0),
+    ("objective", "privacy.epsilon", 0.0),
+    ("objective", "privacy.measure", "distance_to_retraining"),
+    ("objective", "privacy.mechanism", "output-perturbation"),
+    ("objective", "privacy.mechanism", "no-noise"),
+    ("objective", "privacy.assumptions", []),
+    ("output", "bounds.2.certifies", False),
+    ("output", "bounds.2.value", 0.0625),
+    ("output", "revision_after.delivered", "weights"),
+    ("output", "disposal.release_noise", "none"),
+    ("output", "verdict", VERDICT_WITH_NOISE),
+    ("output", "privacy", None),
+    # A declaration that nobody checked is no certificate.
+    ("conditional", "kind", "certificate"),
+    ("conditional", "tier", "certified"),
+    ("conditional", "bounds.0.certifies", True),
+    ("conditional", "surrogate.declared_distance", None),
+    ("conditional", "surrogate", ...),
+    ("conditional", "privacy", None),
+    ("conditional", "verdict", VERDICT_OF_EXACT),
+    ("estimate", "privacy", None),
     ("certificate", "how_to_verify", "Trust us."),
     ("estimate", "kind", "certificate"),
     ("estimate", "tier", "exact"),
@@ -162,7 +237,9 @@ def test_the_cores_own_records_become_statements_by_their_attributes():
 def test_words_that_allow_no_choice_need_not_be_given(statement_of):
     for kind, model in (("certificate", CertificateStatement), ("estimate", EstimateStatement)):
         statement = statement_of(kind)
-        fixed = {"version", "kind", "verdict", "tier", "how_to_verify"}
+        fixed = {"version", "kind", "how_to_verify"}
+        if kind == "estimate":
+            fixed |= {"verdict", "tier"}
         given = {key: value for key, value in statement.items() if key not in fixed}
         assert write_document(model.model_validate(given)) == canonical_json(statement)
 
@@ -206,3 +283,82 @@ def test_another_spelling_of_the_same_statement_is_refused(statement_of, rewrite
     assert rewrite(payload) != payload
     with pytest.raises(ValueError, match=r"."):
         read_record(rewrite(payload))
+
+
+def test_an_exact_step_with_objective_perturbation_cannot_be_certified(statement_of, reference):
+    forged = statement_of("objective")
+    for path, value in (
+        ("tier", "exact"),
+        ("model.loss", "squared"),
+        ("parameters.anchor", None),
+        ("disposal.superseded_anchor", "none"),
+    ):
+        forged = change(forged, path, value)
+    with pytest.raises(ValidationError, match="verdict"):
+        read_record(canonical_json(forged))
+    with pytest.raises(reference.BadBundleError, match="loses b"):
+        reference.check_statement(forged)
+
+
+def test_an_exact_step_with_output_perturbation_says_of_which_weights_it_speaks(
+    statement_of, reference
+):
+    statement = statement_of("output")
+    for path, value in (
+        ("tier", "exact"),
+        ("model.loss", "squared"),
+        ("parameters.anchor", None),
+        ("disposal.superseded_anchor", "none"),
+        ("verdict", CERTIFICATE_VERDICTS[Tier.EXACT, Mechanism.OUTPUT]),
+    ):
+        statement = change(statement, path, value)
+    reference.check_statement(statement)
+    assert "weights before noise" in read_record(canonical_json(statement)).verdict
+
+
+def test_a_kept_anchor_is_said_to_be_inside_the_statistics(statement_of, reference):
+    statement = change(statement_of("certified"), "parameters.anchor", "keep")
+    statement = change(statement, "disposal.superseded_anchor", "kept_as_secret")
+    reference.check_statement(statement)
+    assert read_record(canonical_json(statement)).disposal.superseded_anchor == "kept_as_secret"
+
+
+def test_a_surrogate_without_a_declared_distance_promises_nothing(statement_of, reference):
+    statement = change(statement_of("conditional"), "surrogate.declared_distance", None)
+    statement = change(statement, "verdict", UNDECLARED_VERDICT)
+    reference.check_statement(statement)
+    assert "not guaranteed" in read_record(canonical_json(statement)).verdict
+
+
+@pytest.mark.parametrize("kind", ["certificate", "estimate", "refusal", "failure"])
+def test_a_statement_of_version_1_keeps_its_meaning(statement_of, reference, version_1, kind):
+    old = version_1(statement_of(kind))
+    payload = canonical_json(old)
+    reference.check_statement(old, V1)
+    assert write_document(read_record(payload, V1)) == payload
+    # Neither version passes as the other.
+    with pytest.raises(ValidationError):
+        read_record(payload)
+    with pytest.raises(reference.BadBundleError):
+        reference.check_statement(old)
+    with pytest.raises(ValidationError):
+        read_record(canonical_json(statement_of(kind)), V1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("certificate", "tier", "certified"),
+        ("certificate", "model.loss", "logistic"),
+        ("refusal", "cause", "budget-spent"),
+        ("refusal", "method", "surrogate"),
+        ("estimate", "kind", "conditional"),
+    ],
+)
+def test_version_1_has_not_learnt_the_words_of_version_2(statement_of, reference, version_1, case):
+    kind, path, value = case
+    forged = change(version_1(statement_of(kind)), path, value)
+    with pytest.raises(ValueError, match=r"."):
+        read_record(canonical_json(forged), V1)
+    with pytest.raises(reference.BadBundleError):
+        reference.check_statement(forged, V1)

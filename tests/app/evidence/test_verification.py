@@ -14,10 +14,11 @@ from app.evidence.canonical import canonical_json, chain_hash, leaf_hash, sha256
 from app.evidence.formats import CHECKPOINT_TYPE
 from app.evidence.models import RecordKind
 from app.evidence.schemas import STATEMENT_TYPE
+from app.evidence.schemas_v1 import STATEMENT_TYPE as V1
 from app.evidence.signing import Signer, SigningKeyError
 from app.evidence.verification import verify_bundle
 
-KINDS = ["certificate", "estimate", "refusal", "failure"]
+KINDS = ["certificate", "certified", "output", "conditional", "estimate", "refusal", "failure"]
 CHECKS = ["file", "signature", "statement", "entry", "inclusion", "checkpoint"]
 NEW_WEIGHTS, OLD_WEIGHTS = b"the new weights", b"the old weights"
 JUNK = (
@@ -59,7 +60,7 @@ def statement_in(bundle):
     return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
 
 
-def forge(signer, statement, *, size=2, index=1, previous=b"\0" * 32, **entry):
+def forge(signer, statement, *, size=2, index=1, previous=b"\0" * 32, kind=STATEMENT_TYPE, **entry):
     """Return a bundle that the signing key's holder made up: nothing is checked on the way."""
     payload = canonical_json(statement)
     body = canonical_json(
@@ -87,7 +88,7 @@ def forge(signer, statement, *, size=2, index=1, previous=b"\0" * 32, **entry):
     }
     return {
         "format": "lethe.bundle/v1",
-        "envelope": signer.sign_envelope(STATEMENT_TYPE, payload).model_dump(mode="json"),
+        "envelope": signer.sign_envelope(kind, payload).model_dump(mode="json"),
         "entry": body.decode(),
         "previous_chain_hash": previous.hex(),
         "checkpoint": signer.sign_envelope(CHECKPOINT_TYPE, canonical_json(checkpoint)).model_dump(
@@ -355,3 +356,13 @@ def test_both_verifiers_agree_on_bundles_with_a_replaced_part_and_none_of_those_
 @pytest.fixture
 def bundles(issue):
     return {kind: issue(kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", ["certificate", "estimate", "refusal", "failure"])
+def test_a_record_that_release_0_1_signed_still_verifies(issue, reference, signer, version_1, kind):
+    statement = version_1(statement_in(issue(kind)))
+    content = json.dumps(forge(signer, statement, kind=V1)).encode()
+    assert all(agree(reference, content, signer).values())
+    # Not as a record of the other version: the type is signed, too.
+    content = json.dumps(forge(signer, statement)).encode()
+    assert agree(reference, content, signer)["statement"] is False

@@ -1,0 +1,1 @@
+"""The privacy budget of each model's lineage: what noise still hides, and who has reserved it."""

@@ -1,0 +1,255 @@
+"""A claimed request with everything that its computation needs, or why it is not computed."""
+
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from sqlalchemy.orm import Session
+from torch import Tensor
+
+from app.budget import service as budget
+from app.registry import membership
+from app.registry import service as registry
+from app.registry.models import Model, ModelState, Revision
+from app.registry.schemas import Manifest
+from app.services import Services
+from app.unlearning import digests as keyed_digests
+from app.unlearning import service as unlearning
+from app.unlearning.models import UnlearningJob, UnlearningRequest
+from core.device import choose, to_device
+from core.options import UnlearningOptions
+from core.problem import LinearModel, Ridge, SampleSet, Surrogate
+from core.results import Refused
+from core.serialization import load_samples, load_statistics, load_weights
+from core.statistics import Statistics
+from core.vocabulary import Mechanism, Method, RefusalCause, Standing, tier_of
+from worker.options import options_of
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What `core.pipeline.unlearn` is given, on the device that computes, and what comes after.
+
+    Attributes:
+        job_id: The fencing token.
+        model: The model before.
+        forget: D_f.
+        statistics: Stored ones, if any.
+        surrogate: Stand-in for the training features, if any.
+        holdout: Samples that were never trained on, if any.
+        manifest: What the owner declared.
+        options: The request's choices.
+        revision: Number of the revision that all this is of.
+        digests: Keyed digests of the forget samples, in their order.
+        membership: Whether they were checked against those of the training set.
+        noise_key: What the noise of the new release is derived from; None without such noise.
+        device: Where it is computed.
+    """
+
+    job_id: uuid.UUID
+    model: LinearModel
+    forget: SampleSet
+    statistics: Statistics | None
+    surrogate: Surrogate | None
+    holdout: SampleSet | None
+    manifest: Manifest
+    options: UnlearningOptions
+    revision: int
+    digests: list[bytes]
+    membership: Standing
+    noise_key: bytes | None
+    device: torch.device
+
+    @property
+    def device_name(self) -> str:
+        """Return `cpu`, or the accelerator's name, for the record."""
+        if self.device.type == "cpu":
+            return "cpu"
+        return str(torch.cuda.get_device_name(self.device))
+
+
+class Reason(NamedTuple):
+    """Why a request is not computed, and what would help."""
+
+    cause: RefusalCause
+    detail: str
+    remedy: str
+
+
+def prepare(services: Services, job: UnlearningJob) -> Refused | None:
+    """Reserve what is left of the model's budget; refuse a model that takes no deletions any more.
+
+    It may have been active when the request was accepted: requests before this one decide.
+
+    Raises:
+        LeaseLostError: The job is not held any more.
+    """
+    with services.sessions.begin() as session:
+        unlearning.hold(session, job.id)
+        request = unlearning.request_of(session, job)
+        model = registry.get(session, request.model_id)
+        if model.state != ModelState.ACTIVE:
+            return _refusal(
+                request,
+                Manifest.model_validate(model.manifest),
+                Reason(
+                    RefusalCause.RETRAINING_REQUIRED,
+                    f"the model was {model.state} when the request's turn came; it takes no "
+                    "deletions any more.",
+                    "Train without these samples and register the new model.",
+                ),
+            )
+        budget.reserve(session, model.id, job_id=job.id, request_id=request.id)
+    return None
+
+
+def load(services: Services, job: UnlearningJob) -> Work | Refused:
+    """Read and decrypt everything that the computation needs.
+
+    Returns:
+        The work, or a refusal where the samples themselves forbid it.
+    """
+    device = choose(services.settings.device)
+    with services.sessions() as session:
+        request = unlearning.request_of(session, job)
+        model = registry.get(session, request.model_id)
+        manifest = Manifest.model_validate(model.manifest)
+        revision = registry.current_revision(session, model)
+        forget = unlearning.load_samples(session, services.store, request)
+        digests = keyed_digests.of_each(forget, registry.digest_key(services.keys, model))
+        refused = _not_to_be_forgotten(session, model, request, manifest, digests)
+        if refused is not None:
+            return refused
+        work = Work(
+            job_id=job.id,
+            model=_linear_model(
+                manifest, revision, registry.load_weights(session, services.store, revision)
+            ),
+            forget=SampleSet(torch.from_numpy(forget.features), torch.from_numpy(forget.targets)),
+            manifest=manifest,
+            options=options_of(request),
+            revision=revision.number,
+            digests=digests,
+            membership=Standing.COMPUTED if model.has_membership else Standing.ATTESTED,
+            noise_key=_noise_key(services, manifest, model, revision.number + 1),
+            device=device,
+            **_optional_inputs(session, services, model, manifest, revision),
+        )
+    return to_device(work, device)
+
+
+def _optional_inputs(
+    session: Session, services: Services, model: Model, manifest: Manifest, revision: Revision
+) -> dict[str, Any]:
+    """Return what a model may have been registered with."""
+    statistics = registry.load_statistics(session, services.store, revision)
+    surrogate = registry.load_surrogate(session, services.store, model)
+    holdout = registry.load_holdout(session, services.store, model)
+    return {
+        "statistics": None if statistics is None else load_statistics(statistics),
+        "surrogate": None
+        if surrogate is None
+        else Surrogate(_features(surrogate), manifest.surrogate_distance),
+        "holdout": None if holdout is None else load_samples(holdout, manifest.num_outputs),
+    }
+
+
+def _features(surrogate: bytes) -> Tensor:
+    # Checked and written in this form by the registry.
+    return safetensors.torch.load(surrogate)["x"].to(torch.float64)
+
+
+def _linear_model(manifest: Manifest, revision: Revision, weights: bytes) -> LinearModel:
+    return LinearModel(
+        weights=load_weights(weights),
+        ridge=Ridge(manifest.ridge.convention, manifest.ridge.strength),
+        n_samples=revision.n_samples,
+        feature_norm_bound=manifest.feature_norm_bound,
+        gradient_norm_bound=revision.gradient_norm_bound,
+        loss=manifest.loss,
+        privacy=None if manifest.privacy is None else manifest.privacy.to_core(),
+    )
+
+
+def _noise_key(
+    services: Services, manifest: Manifest, model: Model, new_number: int
+) -> bytes | None:
+    if manifest.privacy is None or manifest.privacy.mechanism is not Mechanism.OUTPUT:
+        return None
+    return registry.noise_key(services.keys, model, new_number)
+
+
+def _not_to_be_forgotten(
+    session: Session,
+    model: Model,
+    request: UnlearningRequest,
+    manifest: Manifest,
+    digests: list[bytes],
+) -> Refused | None:
+    """Refuse what would corrupt a model silently: a stranger, or a sample twice (METHOD §4)."""
+    find = _violation if model.has_membership else _double_deletion
+    found = find(session, model, digests)
+    return None if found is None else _refusal(request, manifest, found)
+
+
+def _violation(session: Session, model: Model, digests: list[bytes]) -> Reason | None:
+    """Return why the multiset of training samples forbids a deletion."""
+    finding = membership.check(session, model, digests)
+    of_all = f"of the {len(digests)} samples"
+    if finding.unknown:
+        return Reason(
+            RefusalCause.NOT_IN_TRAINING_SET,
+            f"{len(finding.unknown)} {of_all} are not among those that the owner stored digests "
+            "of; subtracting them would corrupt the model.",
+            "Send samples exactly as they were trained on: every feature and the target count.",
+        )
+    if finding.forgotten:
+        return Reason(
+            RefusalCause.ALREADY_FORGOTTEN,
+            f"no copy is left of {len(finding.forgotten)} {of_all}: they were forgotten by this "
+            "model before.",
+            "Send only samples that were not part of an earlier completed request.",
+        )
+    if finding.exceeding:
+        return Reason(
+            RefusalCause.DUPLICATE_SAMPLES,
+            f"{len(finding.exceeding)} {of_all} occur more often in the request than the training "
+            "set still holds copies of them.",
+            "Send each sample as often as it is left in the training set, at most.",
+        )
+    return None
+
+
+def _double_deletion(session: Session, model: Model, digests: list[bytes]) -> Reason | None:
+    """Return why a deletion is a repetition, as far as that shows without the multiset."""
+    if before := unlearning.already_forgotten(session, model, digests):
+        return Reason(
+            RefusalCause.ALREADY_FORGOTTEN,
+            f"{len(before)} of the {len(digests)} samples were forgotten by this model before; "
+            "subtracting them again would corrupt it.",
+            "Send only samples that were not part of an earlier completed request.",
+        )
+    if copies := sum(count - 1 for count in Counter(digests).values()):
+        return Reason(
+            RefusalCause.DUPLICATE_SAMPLES,
+            f"{copies} of the {len(digests)} samples are copies of others in the request; "
+            "whether the training set held as many copies is not known.",
+            "Send each sample once, or register models with digests of their training samples.",
+        )
+    return None
+
+
+def _refusal(request: UnlearningRequest, manifest: Manifest, reason: Reason) -> Refused:
+    method = Method(request.method)
+    return Refused(
+        cause=reason.cause,
+        detail=reason.detail,
+        remedy=reason.remedy,
+        tier=tier_of(method, manifest.loss),
+        method=method,
+        gates=(),
+        seeds={},
+    )
