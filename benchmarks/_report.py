@@ -54,3 +54,24 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def where(report: dict[str, Any]) -> str:
+    """Return in one line what a report was measured on: machine, versions and commit."""
+    measured = report["machine"]
+    parts = [
+        str(measured["processor"]),
+        f"{measured['cores']} cores",
+        measured.get("gpu") or "no GPU",
+        f"torch {measured['torch']}",
+        f"commit {short(report['commit'])}",
+    ]
+    return ", ".join(parts)
+
+
+def short(revision: str | None) -> str:
+    """Return a commit as people read it, with `-dirty` where the source had changes."""
+    if revision is None:
+        return "unknown"
+    name, dash, state = revision.partition("-")
+    return name[:12] + dash + state
