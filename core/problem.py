@@ -25,17 +25,37 @@ def require_matrix(
     Raises:
         InvalidTensorError: It is something else; the message names what was found.
     """
-    if value.dtype != torch.float64:
-        raise InvalidTensorError(f"{name}: expected float64, got {value.dtype}")
-    expected = f"({'any' if rows is None else rows}, {'any' if columns is None else columns})"
-    fits = value.ndim == 2 and all(  # noqa: PLR2004 - a matrix has two dimensions
-        want is None or want == got for want, got in zip((rows, columns), value.shape, strict=True)
-    )
-    if not fits:
-        raise InvalidTensorError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
+    require_shape(name, value, rows, columns)
     # A sum is finite only if every entry is (it may also overflow): eight times faster.
     if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
         raise InvalidTensorError(f"{name}: contains NaN or infinite values")
+
+
+def require_shape(
+    name: str, value: Tensor, rows: int | None = None, columns: int | None = None
+) -> None:
+    """Check as `require_matrix` does, without another look at numbers that had one.
+
+    Args:
+        name: What messages call it.
+        value: The tensor to check.
+        rows: Expected number of rows; any if None.
+        columns: Expected number of columns; any if None.
+
+    Raises:
+        InvalidTensorError: It is something else; the message names what was found.
+    """
+    if value.dtype != torch.float64:
+        raise InvalidTensorError(f"{name}: expected float64, got {value.dtype}")
+    shape = tuple(value.shape)
+    fits = (
+        len(shape) == 2  # noqa: PLR2004 - a matrix has two dimensions
+        and (rows is None or rows == shape[0])
+        and (columns is None or columns == shape[1])
+    )
+    if not fits:
+        expected = f"({'any' if rows is None else rows}, {'any' if columns is None else columns})"
+        raise InvalidTensorError(f"{name}: expected shape {expected}, got {shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +64,15 @@ class Ridge:
 
     Attributes:
         convention: `per_sample`: (λ·n/2)‖W‖²; `total`: (α/2)‖W‖² whatever n is.
-        strength: λ or α, positive.
+        strength: λ or α, positive; α = 0 for least squares without a ridge.
     """
 
     convention: RidgeConvention
     strength: float
 
     def __post_init__(self) -> None:
+        if self.strength == 0 and self.convention is RidgeConvention.TOTAL:
+            return
         if not 0 < self.strength < float("inf"):
             raise InvalidOptionError(
                 f"ridge strength: expected a positive number, got {self.strength}"
@@ -148,6 +170,11 @@ class LinearModel:
         if not 0 < self.feature_norm_bound < float("inf"):
             raise InvalidOptionError(
                 f"feature_norm_bound: expected a positive number, got {self.feature_norm_bound}"
+            )
+        if self.ridge.strength == 0 and self.loss is not Loss.SQUARED:
+            raise InvalidOptionError(
+                "ridge strength: 0 leaves logistic loss without an optimum on separable samples; "
+                "train with a positive one"
             )
         if not 0 <= self.gradient_norm_bound < float("inf"):
             raise InvalidOptionError(

@@ -64,8 +64,8 @@ class Revision(Base):
     # Bound on the training gradient's norm at these weights; METHOD (5) adds it to every estimate.
     gradient_norm_bound: Mapped[float]
     weights_artifact_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("artifact.id"))
-    # With a release the weights and statistics are secrets, and these two digests are keyed: a
-    # plain one would let anybody test a guessed training set.
+    # Keyed with a release, which hides the weights; that of statistics wherever noise was declared:
+    # a plain digest of a secret would let anybody test a guessed training set.
     weights_sha256: Mapped[str]
     statistics_artifact_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("artifact.id"))
     statistics_sha256: Mapped[str | None]

@@ -5,7 +5,7 @@ from app.registry.schemas import GatePolicyOut, Manifest, PolicyOut
 from app.settings import Settings
 from core.errors import InvalidOptionError
 from core.privacy import require_policy
-from core.vocabulary import Anchor, Loss, Mechanism, Method, Task, Tier, tier_of
+from core.vocabulary import Anchor, Loss, Mechanism, Method, RidgeConvention, Task, Tier, tier_of
 
 
 def require_consistent(
@@ -18,6 +18,7 @@ def require_consistent(
     """
     _require_size(manifest, settings)
     _require_loss(manifest)
+    _require_ridge(manifest)
     _require_gate(manifest, settings)
     if manifest.surrogate_distance is not None and not has_surrogate:
         raise InvalidInputError(
@@ -114,6 +115,26 @@ def _require_loss(manifest: Manifest) -> None:
             field="manifest.loss",
             remedy="Declare the task `classification`, with targets 0 and 1, or the loss"
             " `squared`.",
+        )
+
+
+def _require_ridge(manifest: Manifest) -> None:
+    """Check that a model without a ridge is one that can do without."""
+    if manifest.ridge.strength > 0:
+        return
+    reason = None
+    if manifest.ridge.convention is not RidgeConvention.TOTAL:
+        reason = "the convention `per_sample` has a positive one; declare `total`"
+    elif manifest.loss is not Loss.SQUARED:
+        reason = "logistic loss may have no optimum without a ridge; train with a positive one"
+    elif manifest.privacy is not None:
+        reason = "without a ridge no distance to retraining is known that noise could hide"
+    if reason is not None:
+        raise InvalidInputError(
+            f"manifest.ridge.strength: 0, but {reason}",
+            field="manifest.ridge.strength",
+            remedy="Declare the strength that the model was trained with; 0 stands for least"
+            " squares alone.",
         )
 
 

@@ -43,7 +43,9 @@ class RidgeDeclaration(Declared):
     """The L2 term of the training objective (METHOD §4, "Ridge convention")."""
 
     convention: Annotated[RidgeConvention, Field(strict=False)]
-    strength: Positive
+    strength: Annotated[
+        NotNegative, Field(description="λ or α; 0 with `total` and squared loss: least squares")
+    ]
 
 
 class Provenance(enum.StrEnum):
@@ -172,11 +174,13 @@ class RevisionOut(BaseModel):
 
     number: int
     n_samples: int
-    gradient_norm_bound: float
+    gradient_norm_bound: float = Field(
+        description="Bound on ‖∇L(W; D)‖_F; no noise hides it, and no (ε, δ) guarantee covers it"
+    )
     weights_sha256: str = Field(description="Of the file that is served")
     weights_available: bool = Field(description="False once superseded weights were shredded")
     statistics_sha256: str | None = Field(
-        description="A keyed digest where output perturbation keeps the statistics secret"
+        description="A keyed digest where noise was declared: the statistics are secret then"
     )
     request_id: uuid.UUID | None = Field(description="The unlearning request that made it")
     created_at: datetime.datetime

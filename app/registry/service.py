@@ -391,6 +391,7 @@ def _check(
 ) -> _Checked:
     """Read every file, and hold them against the manifest and each other."""
     weight = checks.read_weights(weights, manifest)
+    checks.require_room_for_noise(weight, manifest)
     gradient_norm, stored = manifest.training_gradient_norm, None
     if statistics is not None:
         read = checks.read_statistics(statistics, manifest)
@@ -468,9 +469,9 @@ def _store_revision(
     release: bytes | None,
     request_id: uuid.UUID | None,
 ) -> Revision:
-    def digest(content: bytes) -> str:
-        # What a release hides must not be found by hashing a guess.
-        if release is None:
+    def digest(content: bytes, *, secret: bool) -> str:
+        # What noise hides must not be found by hashing a guess.
+        if not secret:
             return sha256_hex(content)
         return store.keyed_sha256(content, purpose=f"lethe/secret-digest/{model.id}")
 
@@ -480,12 +481,13 @@ def _store_revision(
         n_samples=n_samples,
         gradient_norm_bound=gradient_norm_bound,
         weights_artifact_id=store.put(session, ArtifactKind.WEIGHTS, weights).id,
-        weights_sha256=digest(weights),
+        weights_sha256=digest(weights, secret=release is not None),
         request_id=request_id,
     )
     if statistics is not None:
         revision.statistics_artifact_id = store.put(session, ArtifactKind.STATISTICS, statistics).id
-        revision.statistics_sha256 = digest(statistics)
+        secret = manifest_of(model).privacy is not None
+        revision.statistics_sha256 = digest(statistics, secret=secret)
     if release is not None:
         revision.release_artifact_id = store.put(session, ArtifactKind.RELEASE, release).id
         revision.release_sha256 = sha256_hex(release)

@@ -19,13 +19,14 @@ def distance_to_retraining(residual: float, n_remaining: int, ridge: Ridge) -> f
         ridge: The L2 term.
 
     Returns:
-        residual / shift(n_r).
+        residual / shift(n_r); infinity without a ridge.
 
     >>> from core.vocabulary import RidgeConvention
     >>> round(distance_to_retraining(2.0, 10, Ridge(RidgeConvention.PER_SAMPLE, 0.1)), 4)
     2.0
     """
-    return upward(residual / ridge.shift(n_remaining))
+    convexity = ridge.shift(n_remaining)
+    return upward(residual / convexity) if convexity > 0 else math.inf
 
 
 def finite(residual: float) -> float:
@@ -46,7 +47,10 @@ def distance_bound(
 ) -> Bound:
     distance = distance_to_retraining(residual, n_remaining, ridge)
     if not math.isfinite(distance):
-        return Bound(name, "METHOD (6)", None, certifies=False, note="overflows: the ridge is tiny")
+        why = "overflows: the ridge is tiny"
+        if ridge.shift(n_remaining) == 0:
+            why = "without a ridge nothing is known of the curvature in every direction"
+        return Bound(name, "METHOD (6)", None, certifies=False, note=why)
     return Bound(
         name,
         "METHOD (6)",

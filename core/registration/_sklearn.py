@@ -31,6 +31,13 @@ _APPEND_ONES = (
 _FREE_INTERCEPT = (
     f"the intercept is not penalised, and our ridge penalises every weight; {_APPEND_ONES}"
 )
+_CONSTRAINED = (
+    "with constrained weights the gradient at the optimum is not zero; fit with positive=False"
+)
+_LEAST_SQUARES_REMEDY = (
+    "fit in float64 with tol=1e-12 and without sample_weight, and pass the X and y that the "
+    "estimator was fitted on"
+)
 _RIDGE_REMEDY = (
     "fit in float64 with solver='cholesky' and without sample_weight, and pass the X and y that "
     "the estimator was fitted on"
@@ -59,17 +66,19 @@ def from_sklearn(
     | estimator | objective of ours |
     |---|---|
     | `Ridge(alpha)` | squared, ridge `total` α |
+    | `LinearRegression` | squared, ridge `total` 0; the intercept becomes a constant feature |
     | `RidgeClassifier(alpha)` | squared on targets ±1, ridge `total` α, task `regression` |
     | `LogisticRegression(C)`, two classes | logistic, one output, ridge `total` 1/C |
     | `OneVsRestClassifier(LogisticRegression(C))` | logistic, an output a class, ridge as above |
 
     Args:
-        estimator: Fitted, with fit_intercept=False (or liblinear, which penalises the intercept:
-            then a constant feature is appended).
+        estimator: Fitted, with fit_intercept=False (or liblinear, which penalises the intercept, or
+            `LinearRegression`, which penalises nothing: then a constant feature is appended).
         X: What it was fitted on, shape (n, d): array, data frame, tensor or sparse matrix.
         y: What it was fitted on.
         name: Of the model.
-        task: Of a `Ridge`: `classification` where y has one-hot rows; None says `regression`.
+        task: Of a `Ridge` or `LinearRegression`: `classification` where y has one-hot rows; None
+            says `regression`.
         feature_norm_bound: R_x. None takes the longest row of X, a number that is derived from
             the data and may reveal something of one sample: declare a bound known beforehand.
         membership: Whether to hash every sample, so that the service can check that samples to be
@@ -114,7 +123,7 @@ def _read(estimator: Any, task: Task | None, y: Any) -> Trained:
             "fit one of these (of a Pipeline pass the last step with the transformed X; of a "
             "search or CV estimator refit the plain one with the chosen strength)"
         )
-    if task is not None and reader is not _read_ridge:
+    if task is not None and reader not in {_read_ridge, _read_linear_regression}:
         raise InvalidOptionError(f"task: {kind.__name__} settles it; leave it out")
     return reader(estimator, task, y)
 
@@ -151,11 +160,22 @@ def _read_ridge_classifier(estimator: Any, _task: Task | None, y: Any) -> Traine
     )
 
 
-def _read_linear_regression(_estimator: Any, _task: Task | None, _y: Any) -> Trained:
-    raise InvalidOptionError(
-        "LinearRegression: has no ridge, and without one neither a unique optimum nor any bound on "
-        "the distance to retraining is guaranteed; fit Ridge(alpha=..., fit_intercept=False) with "
-        "a small alpha instead"
+def _read_linear_regression(estimator: Any, task: Task | None, _y: Any) -> Trained:
+    # Without a ridge a free intercept is the weight of a constant feature like any other.
+    weights = _coefficients(estimator)
+    if estimator.positive:
+        raise _refuse(estimator, "positive", _CONSTRAINED)
+    constant = bool(estimator.fit_intercept)
+    if constant:
+        intercept = np.broadcast_to(np.asarray(estimator.intercept_), (weights.shape[1],))
+        weights = torch.vstack([weights, _float64(intercept).reshape(1, -1)])
+    return Trained(
+        weights=weights,
+        task=task or Task.REGRESSION,
+        loss=Loss.SQUARED,
+        ridge=Ridge(RidgeConvention.TOTAL, 0.0),
+        encoding=Encoding(weights.shape[0] - constant, weights.shape[1], constant=constant),
+        remedy=_LEAST_SQUARES_REMEDY,
     )
 
 
@@ -235,12 +255,7 @@ def _require_ridge_settings(estimator: Any) -> None:
     if estimator.fit_intercept:
         raise _refuse(estimator, "fit_intercept", _FREE_INTERCEPT)
     if estimator.positive:
-        raise _refuse(
-            estimator,
-            "positive",
-            "with constrained weights the gradient at the optimum is not zero; fit with "
-            "positive=False",
-        )
+        raise _refuse(estimator, "positive", _CONSTRAINED)
 
 
 def _alpha(estimator: Any) -> float:

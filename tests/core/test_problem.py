@@ -3,7 +3,7 @@ import torch
 
 from core.errors import InvalidOptionError, InvalidTensorError
 from core.problem import LinearModel, Ridge, SampleSet, require_matrix
-from core.vocabulary import RidgeConvention
+from core.vocabulary import Loss, RidgeConvention
 
 ONES = torch.ones(3, 2, dtype=torch.float64)
 PER_SAMPLE = Ridge(RidgeConvention.PER_SAMPLE, 0.5)
@@ -20,10 +20,20 @@ def test_a_total_ridge_belongs_to_the_whole_objective():
     assert TOTAL.mean_shift(5) == 0.1
 
 
-@pytest.mark.parametrize("strength", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])
 def test_a_ridge_without_an_optimum_is_refused(strength):
     with pytest.raises(InvalidOptionError, match="ridge strength"):
         Ridge(RidgeConvention.TOTAL, strength)
+
+
+def test_only_least_squares_can_do_without_a_ridge():
+    none = Ridge(RidgeConvention.TOTAL, 0.0)
+    weights = torch.zeros(2, 1, dtype=torch.float64)
+    assert LinearModel(weights, none, 5, 1.0).ridge.shift(5) == 0.0
+    with pytest.raises(InvalidOptionError, match="ridge strength: 0 leaves logistic loss"):
+        LinearModel(weights, none, 5, 1.0, loss=Loss.LOGISTIC)
+    with pytest.raises(InvalidOptionError, match="ridge strength"):
+        Ridge(RidgeConvention.PER_SAMPLE, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from core.errors import InvalidOptionError, InvalidTensorError
 from core.options import UnlearningOptions
 from core.pipeline import unlearn
 from core.registration import Registration, from_sklearn
-from core.results import Unlearned
-from core.vocabulary import Loss, Method, Task
+from core.results import Refused, Unlearned
+from core.vocabulary import Loss, Method, RefusalCause, Task
 
 N, D, FORGET = 240, 6, 12
 
@@ -85,6 +85,44 @@ def test_deletion_from_the_files_equals_refitting_on_the_rest(case):
 
     assert np.array_equal(registration.weights.numpy(), before)
     assert rho(before, forget_first(registration, y).weights.numpy(), retrained) < 1e-11
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_least_squares_needs_no_ridge_and_its_intercept_is_a_feature(fit_intercept, columns):
+    y = SCORES[:, :columns] + 2.0
+    estimator = LinearRegression(fit_intercept=fit_intercept)
+    registration = from_sklearn(estimator.fit(X, y), X, y, name="least squares")
+    manifest = Manifest.model_validate_json(registration.multipart()["manifest"][1])
+    result = forget_first(registration, y)
+
+    estimator.fit(*rest(y))
+    parts = (
+        [estimator.coef_.T, estimator.intercept_[None]] if fit_intercept else [estimator.coef_.T]
+    )
+    retrained = np.vstack(parts)
+    assert rho(registration.weights.numpy(), result.weights.numpy(), retrained) < 1e-11
+    assert (manifest.ridge.strength, manifest.num_features) == (0.0, D + fit_intercept)
+    residual, distance = result.bounds[:2]
+    assert residual.certifies
+    assert distance.value is None
+    assert "without a ridge" in distance.note
+
+
+def test_least_squares_on_too_few_samples_is_refused_not_guessed():
+    few, y = X[: D + 1], SCORES[: D + 1]
+    registration = from_sklearn(
+        LinearRegression(fit_intercept=False).fit(few, y), few, y, name="few"
+    )
+    result = unlearn(
+        registration.model,
+        registration.samples(few[:2], y[:2]),
+        statistics=registration.statistics,
+        task=Task.REGRESSION,
+        options=UnlearningOptions(Method.STORED),
+    )
+    assert isinstance(result, Refused)
+    assert result.cause is RefusalCause.ILL_CONDITIONED
 
 
 @pytest.mark.parametrize("case", SQUARED)
@@ -349,10 +387,10 @@ UNSUPPORTED = {
         np.eye(3, dtype=int)[CLASSES],
         r"several labels a row; fit and register one model a label",
     ),
-    "linear-regression": (
-        LinearRegression(fit_intercept=False),
+    "linear-regression-positive": (
+        LinearRegression(positive=True),
         SCORES,
-        r"has no ridge.*fit Ridge\(alpha",
+        r"constrained weights.*fit with positive=False",
     ),
     "elastic-net": (ElasticNet(fit_intercept=False), SCORES, r"is none of Ridge, "),
     "cross-validated": (RidgeCV(fit_intercept=False), SCORES, r"refit the plain one"),
