@@ -1,6 +1,7 @@
 """The data of the benchmarks, retraining by a route of its own, and the choosers of forget sets."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,17 @@ from demo.training import one_hot
 # Rows copied at a time: a retain set of 60,000×512 need not lie in memory twice.
 _BLOCK = 8192
 _REFINEMENTS = 2
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch some threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=2)

@@ -29,7 +29,8 @@ def times(matrix: Tensor, change: Tensor) -> Tensor:
     if matrix.ndim == _SHARED:
         # VᵀH takes half the time of HV: V has few columns.
         return (change.T @ matrix).T
-    return torch.einsum("cij,jc->ic", matrix, change)
+    # One by one: batched products with one column each take three times as long.
+    return torch.stack([torch.mv(*pair) for pair in zip(matrix, change.T, strict=True)], dim=1)
 
 
 def of_output(matrix: Tensor, output: int) -> Tensor:

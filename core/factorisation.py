@@ -59,12 +59,13 @@ class Factorisation:
         return whole[: self.size, : self.size].contiguous()
 
 
-def factorise(matrix: Tensor) -> Factorisation:
+def factorise(matrix: Tensor, shift: float = 0.0) -> Factorisation:
     """Factorise a symmetric matrix, if it is positive definite in float64.
 
     Args:
         matrix: H, shape (k, k), float64, symmetric; it is not changed. Of each pair of mirrored
             entries one is read.
+        shift: What is added to every eigenvalue, in the copy that is factorised.
 
     Returns:
         The factorisation; the caller looks at `failed_minor`.
@@ -78,6 +79,8 @@ def factorise(matrix: Tensor) -> Factorisation:
     padding = _PADDING if size % _COLLIDING_STRIDE == 0 else 0
     storage = matrix.new_zeros(size + padding, size + padding)
     storage[:size, :size] = matrix
+    if shift:
+        storage.diagonal()[:size].add_(shift)
     # An identity beside H leaves the factor of H as it is.
     storage.diagonal()[size:] = 1.0
     # LAPACK works on columns: only for such a view does torch copy nothing.

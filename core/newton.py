@@ -11,6 +11,7 @@ from core import curvature
 from core.errors import IllConditionedError, InvalidTensorError
 from core.factorisation import Factorisation, factorise
 from core.problem import require_matrix
+from core.products import rows_times
 from core.results import SolverReport
 
 # Hager's iteration hardly ever gains anything after its second step.
@@ -133,10 +134,38 @@ def refine(
             return Refinement(
                 weights, gradient, corrections, SolverReport("stored-factor", "converged", figures)
             )
-        weights = weights - (gradient.T @ inverse).T
+        weights = weights - rows_times(inverse, gradient.T).T
         gradient = gradient_at(weights)
         before = size
     return None
+
+
+def expand(right_side: Tensor, inverse: Tensor, gap: float, round_off: float) -> tuple[Tensor, int]:
+    r"""Return nearly H⁻¹Q from the inverse of H + δI, in products with that inverse alone.
+
+    H = P⁻¹ − δI gives H⁻¹ = P + δP² + δ²P³ + …; m terms leave the residual (δP)ᵐQ, which the next
+    product gives at no cost. Like `refine`, which has to follow, it vouches for nothing.
+
+    Args:
+        right_side: Q, shape (d, C), float64.
+        inverse: P, shape (d, d), float64, symmetric up to round-off.
+        gap: δ; with 0 one term is all.
+        round_off: Frobenius norm of a residual that is not worth another product.
+
+    Returns:
+        The sum, shape (d, C), float64, and m.
+
+    >>> two = torch.tensor([[2.0]], dtype=torch.float64)
+    >>> expand(two, torch.tensor([[0.25]], dtype=torch.float64), 1e-9, 1e-16)
+    (tensor([[0.5000]], dtype=torch.float64), 2)
+    """
+    total = term = rows_times(inverse, right_side.T)
+    residual, before, count = abs(gap) * _norm(term), math.inf, 1
+    while round_off < residual < _SLOWEST * before and count < _MOST_CORRECTIONS:
+        term = rows_times(inverse, term).mul_(gap)
+        total = total + term
+        residual, before, count = abs(gap) * _norm(term), residual, count + 1
+    return total.T, count
 
 
 def solve(hessian: Tensor, right_side: Tensor) -> Tensor:

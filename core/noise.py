@@ -76,6 +76,24 @@ def objective_noise(key: bytes, shape: tuple[int, ...], sigma: float) -> NDArray
     return _draw(key, _OBJECTIVE, shape, sigma, b"")
 
 
+def least_sigma(weights: NDArray[np.float64]) -> float:
+    """Return the least σ that the rounding of a release does not absorb.
+
+    A release is rounded to a grid of σ·2⁻²⁴, and float64 has to hold w + z on it; the grid itself
+    has to be a normal number, with room for quotients by it.
+
+    Args:
+        weights: W, any shape, float64.
+
+    Returns:
+        2⁻²⁸·max|W|, or 2⁻⁹⁰⁰ if that is larger.
+
+    >>> least_sigma(np.ones(2)) == 2.0**-28
+    True
+    """
+    return max(2.0**-28 * float(np.abs(weights).max(initial=0.0)), 2.0**-900)
+
+
 def perturbed(weights: NDArray[np.float64], sigma: float, key: bytes) -> NDArray[np.float64]:
     """Return what output perturbation releases: weights with noise, on a grid.
 
@@ -93,13 +111,19 @@ def perturbed(weights: NDArray[np.float64], sigma: float, key: bytes) -> NDArray
         σ·2⁻²⁴; a new array.
 
     Raises:
-        InvalidOptionError: The key has another length, or `sigma` is out of range.
+        InvalidOptionError: The key has another length, or `sigma` is out of range or so small
+            beside the weights that they would absorb it.
         InvalidTensorError: The weights are not float64, or not finite.
     """
     if weights.dtype != np.float64:
         raise InvalidTensorError(f"weights: expected float64, got {weights.dtype}")
     if not bool(np.isfinite(weights).all()):
         raise InvalidTensorError("weights: contains NaN or infinite values")
+    if sigma < (least := least_sigma(weights)):
+        raise InvalidOptionError(
+            f"sigma: {sigma:.3g} vanishes in the rounding of these weights; declare at least "
+            f"{least:.3g}"
+        )
     # Little-endian and row by row, whatever machine and memory layout they come from; −0 is 0.
     content = np.ascontiguousarray(weights + 0.0, dtype="<f8").tobytes()
     context = hashlib.sha256(content).digest()

@@ -16,12 +16,12 @@ from core.errors import (
 from core.evaluation.comparison import compare
 from core.gate import GateFailedError
 from core.options import UnlearningOptions
-from core.problem import LinearModel, SampleSet, Surrogate, require_matrix
+from core.problem import LinearModel, SampleSet, Surrogate, require_matrix, require_shape
 from core.release import Released, release, require_budget, require_true_bound
 from core.results import Assumption, Bound, Refused, Unlearned
 from core.statistics import Statistics
 from core.tiers import certified, estimated, exact, surrogate
-from core.tiers._deletion import NORM_SLACK, Deletion, Outcome, Progress
+from core.tiers._deletion import Deletion, Outcome, Progress
 from core.vocabulary import Method, Standing, Task, Tier
 
 _TIERS: Mapping[Tier, Callable[[Deletion], Outcome]] = {
@@ -112,10 +112,11 @@ def _require_consistent(deletion: Deletion) -> None:
     width, outputs = deletion.model.weights.shape
     for name, samples in (("forget", deletion.forget), ("holdout", deletion.holdout)):
         if samples is not None:
-            require_matrix(f"{name}.features", samples.features, columns=width)
-            require_matrix(f"{name}.targets", samples.targets, columns=outputs)
+            # `SampleSet` had a look at the numbers.
+            require_shape(f"{name}.features", samples.features, columns=width)
+            require_shape(f"{name}.targets", samples.targets, columns=outputs)
     longest = float(torch.linalg.vector_norm(deletion.forget.features, dim=1).max())
-    if longest > deletion.model.feature_norm_bound * (1.0 + NORM_SLACK):
+    if not longest <= deletion.feature_norm_bound:
         raise InvalidTensorError(
             f"forget.features: a row has norm {longest:.6g}, more than the model's declared bound "
             f"{deletion.model.feature_norm_bound:.6g}; it cannot be a training sample"

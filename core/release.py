@@ -27,7 +27,9 @@ _FLOAT_GAUSSIAN = Assumption(
 )
 _PER_RELEASE = Assumption(
     "the guarantee is about this release alone: whoever also holds another release of the model "
-    "sees more, and what a release before the deletion revealed stays revealed",
+    "sees more, and what a release before the deletion revealed stays revealed; figures that are "
+    "told beside it (bounds, scores, the budget, or that a deletion was refused) are computed "
+    "without noise, and it does not cover them",
     Standing.ASSUMED,
 )
 _OUTPUT_ASSUMPTIONS = (
@@ -58,9 +60,15 @@ _OBJECTIVE_ASSUMPTIONS = (
         Standing.ATTESTED,
     ),
     Assumption(
-        "Guo et al. 2020, theorem 3, takes the residual as a vector that does not depend on b; the "
-        "residual depends on b through the weights, so the theorem does not cover it as it is "
-        "stated",
+        "the (ε, δ) of Guo et al. 2020, theorem 3, holds although the residual depends on b: the "
+        "theorem takes it as a vector that does not, so it does not cover this deletion as it is "
+        "stated, nothing here proves that it does, and of other removals it is false",
+        Standing.ASSUMED,
+    ),
+    Assumption(
+        "which samples are deleted does not depend on what was released: releases depend on b, and "
+        "a request that was chosen by looking at one says something of b (Gupta et al. 2021, "
+        "arXiv:2106.04378)",
         Standing.ASSUMED,
     ),
     _PER_RELEASE,

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -25,7 +25,7 @@ from core.problem import LinearModel, Ridge, SampleSet, Surrogate
 from core.results import Refused
 from core.serialization import load_samples, load_statistics, load_weights
 from core.statistics import Statistics
-from core.vocabulary import Mechanism, Method, RefusalCause, Standing, tier_of
+from core.vocabulary import Method, RefusalCause, Standing, tier_of
 from worker.options import options_of
 
 
@@ -60,7 +60,7 @@ class Work:
     revision: int
     digests: list[bytes]
     membership: Standing
-    noise_key: bytes | None
+    noise_key: bytes | None = field(repr=False)  # whatever quotes the work must not quote it
     device: torch.device
 
     @property
@@ -94,7 +94,7 @@ def prepare(services: Services, job: UnlearningJob) -> Refused | None:
         if model.state != ModelState.ACTIVE:
             return _refusal(
                 request,
-                Manifest.model_validate(model.manifest),
+                registry.manifest_of(model),
                 Reason(
                     RefusalCause.RETRAINING_REQUIRED,
                     f"the model was {model.state} when the request's turn came; it takes no "
@@ -116,7 +116,7 @@ def load(services: Services, job: UnlearningJob) -> Work | Refused:
     with services.sessions() as session:
         request = unlearning.request_of(session, job)
         model = registry.get(session, request.model_id)
-        manifest = Manifest.model_validate(model.manifest)
+        manifest = registry.manifest_of(model)
         revision = registry.current_revision(session, model)
         forget = unlearning.load_samples(session, services.store, request)
         digests = keyed_digests.of_each(forget, registry.digest_key(services.keys, model))
@@ -134,7 +134,9 @@ def load(services: Services, job: UnlearningJob) -> Work | Refused:
             revision=revision.number,
             digests=digests,
             membership=Standing.COMPUTED if model.has_membership else Standing.ATTESTED,
-            noise_key=_noise_key(services, manifest, model, revision.number + 1),
+            noise_key=registry.noise_key(services.keys, model, revision.number + 1)
+            if registry.has_noisy_releases(model)
+            else None,
             device=device,
             **_optional_inputs(session, services, model, manifest, revision),
         )
@@ -152,7 +154,7 @@ def _optional_inputs(
         "statistics": None if statistics is None else load_statistics(statistics),
         "surrogate": None
         if surrogate is None
-        else Surrogate(_features(surrogate), manifest.surrogate_distance),
+        else Surrogate(_features(surrogate), registry.declared_distance(manifest, revision)),
         "holdout": None if holdout is None else load_samples(holdout, manifest.num_outputs),
     }
 
@@ -172,14 +174,6 @@ def _linear_model(manifest: Manifest, revision: Revision, weights: bytes) -> Lin
         loss=manifest.loss,
         privacy=None if manifest.privacy is None else manifest.privacy.to_core(),
     )
-
-
-def _noise_key(
-    services: Services, manifest: Manifest, model: Model, new_number: int
-) -> bytes | None:
-    if manifest.privacy is None or manifest.privacy.mechanism is not Mechanism.OUTPUT:
-        return None
-    return registry.noise_key(services.keys, model, new_number)
 
 
 def _not_to_be_forgotten(

@@ -154,29 +154,31 @@ def issue_completion(
         "metrics": MetricsStatement.model_validate(unlearned.metrics),
         "disposal": _disposal(services, before, after, anchor),
     }
-    kind, statement = _completed(session, services, model, unlearned, common)
+    kind, statement = _completed(session, services, unlearned, before, common)
     return _issue(session, services, kind, request, statement)
 
 
 def _completed(
     session: Session,
     services: Services,
-    model: Model,
     unlearned: "Unlearned",
+    before: Revision,
     common: dict[str, Any],
 ) -> tuple[RecordKind, BaseModel]:
     if unlearned.tier in CERTIFIED_TIERS:
         privacy = unlearned.privacy
         mechanism = None if privacy is None else privacy.mechanism
         unguarded = unlearned.tier is Tier.CERTIFIED and privacy is None
+        if unguarded:
+            common["limits"] += (NO_NOISE_LIMIT,)
         certificate = CertificateStatement(
-            **common | {"limits": (*common["limits"], *_more_limits(privacy, unguarded=unguarded))},
+            **common,
             verdict=CERTIFICATE_VERDICTS[unlearned.tier, mechanism],
             privacy=None if privacy is None else _privacy(privacy),
         )
         return RecordKind.CERTIFICATE, certificate
     if unlearned.tier is Tier.SURROGATE:
-        surrogate = _surrogate(session, services, model)
+        surrogate = _surrogate(session, services, before)
         declared = surrogate.declared_distance is not None
         conditional = ConditionalStatement(
             **common,
@@ -185,12 +187,6 @@ def _completed(
         )
         return RecordKind.CONDITIONAL, conditional
     return RecordKind.ESTIMATE, EstimateStatement(**common)
-
-
-def _more_limits(privacy: "core_results.PrivacyStatement | None", *, unguarded: bool) -> list[str]:
-    if privacy is not None:
-        return [PRIVACY_LIMIT]
-    return [NO_NOISE_LIMIT] if unguarded else []
 
 
 def _privacy(privacy: "core_results.PrivacyStatement") -> PrivacyStatement:
@@ -207,11 +203,13 @@ def _privacy(privacy: "core_results.PrivacyStatement") -> PrivacyStatement:
     )
 
 
-def _surrogate(session: Session, services: Services, model: Model) -> SurrogateStatement:
+def _surrogate(session: Session, services: Services, before: Revision) -> SurrogateStatement:
+    model = registry.get(session, before.model_id)
     stored = registry.load_surrogate(session, services.store, model)
-    manifest = Manifest.model_validate(model.manifest)
+    manifest = registry.manifest_of(model)
     return SurrogateStatement(
-        features_sha256=sha256_hex(stored or b""), declared_distance=manifest.surrogate_distance
+        features_sha256=sha256_hex(stored or b""),
+        declared_distance=registry.declared_distance(manifest, before),
     )
 
 
@@ -314,7 +312,7 @@ def _common(
     device: str = CPU,
 ) -> dict[str, Any]:
     """Return what every record says; `valid` is the revision that is in force from now on."""
-    manifest = Manifest.model_validate(model.manifest)
+    manifest = registry.manifest_of(model)
     return {
         "id": new_id(),
         "request": RequestStatement(
@@ -338,7 +336,8 @@ def _common(
             backbone=manifest.backbone.provenance.value,
             not_covered=STANDARD_EXCLUSIONS,
         ),
-        "limits": LIMITS,
+        # Of refusals, too: a figure that was held against the budget is one without noise.
+        "limits": LIMITS if manifest.privacy is None else (*LIMITS, PRIVACY_LIMIT),
         "times": TimesStatement(
             received=request.created_at,
             # A request whose every worker fell silent at once may not even have begun.

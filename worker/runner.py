@@ -22,7 +22,7 @@ from core.pipeline import unlearn
 from core.results import Refused, Unlearned
 from core.serialization import dump_statistics, dump_weights
 from core.statistics.logistic import LogisticStatistics
-from core.vocabulary import RefusalCause, Standing
+from core.vocabulary import Anchor, RefusalCause, Standing
 from worker import loading, records
 from worker.leases import Heartbeat, insist
 from worker.loading import Work
@@ -137,17 +137,19 @@ def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: flo
             unlearned,
             before=before,
             after=after,
-            anchor=_fate_of_anchor(unlearned),
+            anchor=_fate_of_anchor(work.options.anchor, unlearned),
             device=work.device_name,
         )
 
 
-def _fate_of_anchor(unlearned: Unlearned) -> records.AnchorFate:
+def _fate_of_anchor(asked: Anchor, unlearned: Unlearned) -> records.AnchorFate:
     """Return what became of the weights that logistic statistics were collected at."""
     statistics = unlearned.statistics
     if not isinstance(statistics, LogisticStatistics):
         return "none"
-    return "moved" if torch.equal(statistics.anchor, unlearned.weights) else "kept_as_secret"
+    # A kept one may equal the new weights all the same: a deletion can be too small to move them.
+    moved = asked is Anchor.MOVE and torch.equal(statistics.anchor, unlearned.weights)
+    return "moved" if moved else "kept_as_secret"
 
 
 def _refuse(services: Services, job: UnlearningJob, refused: Refused) -> None:

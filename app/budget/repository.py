@@ -1,4 +1,8 @@
-"""Queries on budgets; an account is locked after its job, request and model (app.unlearning)."""
+"""Queries on budgets.
+
+Whoever locks an account holds the lease of its model's job (app.unlearning), and there is one: so
+nobody waits for an account, whether the log's head is locked before it or after.
+"""
 
 import uuid
 

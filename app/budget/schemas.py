@@ -24,7 +24,10 @@ class BudgetEntryOut(BaseModel):
 
 
 class BudgetOut(BaseModel):
-    """How much of what a model's noise hides its deletions have used."""
+    """How much of what a model's noise hides its deletions have used.
+
+    These figures have no noise: the (ε, δ) guarantee is of the weights, and does not cover them.
+    """
 
     mechanism: Mechanism
     epsilon: float

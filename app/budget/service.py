@@ -17,15 +17,9 @@ from app.budget import repository
 from app.budget.models import BudgetAccount, BudgetEntry, EntryKind
 from app.errors import BudgetNotFoundError, LeaseLostError
 from app.evidence import service as evidence
+from app.evidence.schemas import MEASURES
 from app.registry.models import Model
 from core.privacy import Budget, Privacy, covered_norm
-from core.vocabulary import Mechanism
-
-# The bound that each mechanism hides, by its name in the certificates.
-MEASURES = {
-    Mechanism.OBJECTIVE: "residual_gradient_norm",
-    Mechanism.OUTPUT: "distance_to_retraining",
-}
 
 
 def open_account(session: Session, model: Model, privacy: Privacy) -> BudgetAccount:

@@ -33,6 +33,7 @@ from app.evidence._parts import (
     TimesStatement,
 )
 from app.evidence.schemas_v1 import ESTIMATE_VERDICT
+from core.privacy import delta_of
 from core.vocabulary import (
     Anchor,
     Floor,
@@ -80,8 +81,8 @@ _CERTIFIED = (
 )
 _NO_NOISE = "No (ε, δ) guarantee is made."
 _OBJECTIVE = (
-    "With the noise that the model was declared to be trained with, this gives the (ε, δ) "
-    "guarantee stated here, under its assumptions."
+    "With the noise that the model was declared to be trained with, a published theorem takes "
+    "this to give the (ε, δ) stated here; its proof is assumed, as the assumptions say."
 )
 _OUTPUT = (
     "These are the weights before noise. The digest is of the weights that were released, which "
@@ -106,8 +107,8 @@ CONDITIONAL_VERDICT = (
 )
 # Without a declaration there is nothing that a bound could be conditional on.
 UNDECLARED_VERDICT = (
-    f"{_CONDITIONAL} No distance of the two was declared, so how much of the forget samples' "
-    "influence is left is not guaranteed: this is not a certificate."
+    f"{_CONDITIONAL} No distance of the two was declared for this revision, so how much of the "
+    "forget samples' influence is left is not guaranteed: this is not a certificate."
 )
 # What a certificate of tier `certified` has to admit where nothing hides the residual.
 NO_NOISE_LIMIT = "No noise was declared: the residual is bounded, but no (ε, δ) guarantee is made."
@@ -118,6 +119,9 @@ MEASURES: Mapping[Mechanism, str] = {
     Mechanism.OUTPUT: "distance_to_retraining",
 }
 _ANCHORS: Mapping[Anchor, str] = {Anchor.MOVE: "moved", Anchor.KEEP: "kept_as_secret"}
+
+# The limit is rounded downward by 1e-6 of itself; this is for the rounding of the check alone.
+_DELTA_SLACK = 1.0 + 1e-6
 
 # A cosine may exceed 1 by round-off.
 _Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -221,8 +225,8 @@ class RevisionStatement(Strict):
         description="What those bytes hold; with noise, the weights before it never leave"
     )
     statistics_sha256: Sha256 | None = Field(
-        description="Of the safetensors bytes as stored, keyed where they are a secret of the "
-        "release; null where none are stored"
+        description="Of the safetensors bytes as stored, keyed where noise was declared and they "
+        "are secret; null where none are stored"
     )
 
 
@@ -247,6 +251,16 @@ class PrivacyStatement(Strict):
             raise ValueError(f"privacy.left: {self.left} is not {self.limit} less {self.spent}")
         if self.measure != MEASURES[self.mechanism]:
             raise ValueError(f"privacy.measure: {self.measure} is not what {self.mechanism} hides")
+        return self
+
+    @model_validator(mode="after")
+    def _hides_no_more_than_its_noise_does(self) -> Self:
+        delta = delta_of(self.epsilon, self.sigma, self.limit)
+        if not delta <= self.delta * _DELTA_SLACK:
+            raise ValueError(
+                f"privacy.limit: noise of {self.sigma} hides {self.limit} at ε = {self.epsilon} "
+                f"with δ = {delta:.3g} only, not {self.delta:.3g}"
+            )
         return self
 
 

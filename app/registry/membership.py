@@ -2,6 +2,9 @@
 
 METHOD §4: subtracting a sample that was never trained on, or one twice, silently corrupts the
 model. Digests are HMACs under a key of the model, so the table names no sample to anybody else.
+
+What cannot be avoided: whoever may send requests can test with them whether a record was trained
+on, since the refusal of a stranger says so; each test is in the audit log with its actor.
 """
 
 from collections import Counter

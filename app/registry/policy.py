@@ -4,8 +4,11 @@ from app.errors import InvalidInputError
 from app.registry.schemas import GatePolicyOut, Manifest, PolicyOut
 from app.settings import Settings
 from core.errors import InvalidOptionError
-from core.privacy import require_policy
+from core.privacy import covered_norm, require_policy
 from core.vocabulary import Anchor, Loss, Mechanism, Method, RidgeConvention, Task, Tier, tier_of
+
+# Of a budget: the smallest normal float64.
+_LEAST_LIMIT = 2.0**-1022
 
 
 def require_consistent(
@@ -182,6 +185,14 @@ def _require_privacy(manifest: Manifest, settings: Settings) -> None:
             remedy=f"{remedy or 'Declare other parameters'}.".capitalize()
             + " The operator's LARGEST_EPSILON says what ε may be.",
         ) from error
+    if covered_norm(manifest.privacy.to_core()) < _LEAST_LIMIT:
+        raise InvalidInputError(
+            f"manifest.privacy.sigma: {manifest.privacy.sigma:.6g} is so little noise that float64"
+            " has no number for what it hides",
+            field="manifest.privacy.sigma",
+            remedy="Declare the standard deviation that ε, δ and the budget need"
+            " (`core.privacy.sigma_for`).",
+        )
 
 
 def _require_some_method(manifest: Manifest, *, has_statistics: bool, has_surrogate: bool) -> None:

@@ -71,11 +71,14 @@ def get_artifact(session: Session, artifact_id: uuid.UUID) -> Artifact:
     return session.get_one(Artifact, artifact_id)
 
 
+def served_artifact_id(revision: Revision) -> uuid.UUID:
+    """Return the artifact that is served: with noise where there is any."""
+    return revision.release_artifact_id or revision.weights_artifact_id
+
+
 def available(session: Session, revisions: list[Revision]) -> set[uuid.UUID]:
     """Return which of the revisions' served files were not shredded, by artifact id."""
-    identifiers = [
-        revision.release_artifact_id or revision.weights_artifact_id for revision in revisions
-    ]
+    identifiers = [served_artifact_id(revision) for revision in revisions]
     return set(
         session.scalars(
             select(Artifact.id).where(

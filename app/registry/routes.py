@@ -70,7 +70,8 @@ _BODY: dict[str, Any] = {
                             **_BINARY,
                             "description": "safetensors with `digests` (n, 32) uint8, the"
                             " HMAC-SHA256 of every training row (`core.digests`), and `key` (32,)"
-                            " uint8, what they are keyed with",
+                            " uint8, what they are keyed with. Whoever may send requests can then"
+                            " test whether a record was trained on: a refusal says so",
                         },
                     },
                 },
@@ -259,7 +260,7 @@ def _show_revision(revision: Revision, available: set[uuid.UUID]) -> RevisionOut
         n_samples=revision.n_samples,
         gradient_norm_bound=revision.gradient_norm_bound,
         weights_sha256=service.served_sha256(revision),
-        weights_available=service.served_artifact_id(revision) in available,
+        weights_available=repository.served_artifact_id(revision) in available,
         statistics_sha256=revision.statistics_sha256,
         request_id=revision.request_id,
         created_at=revision.created_at,

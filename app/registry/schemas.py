@@ -159,7 +159,8 @@ class Manifest(Declared):
         NotNegative | None,
         Field(
             description="Declared bound on ‖H̄ − H̄_S‖₂, the mean Hessians without ridge of the"
-            " training set and the surrogate at these weights; null where it can only be estimated"
+            " training set and the surrogate at these weights; null where it can only be"
+            " estimated, as it is after the first deletion in any case"
         ),
     ] = None
     privacy: PrivacyDeclaration | None = None

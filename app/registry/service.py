@@ -189,7 +189,7 @@ def add_revision(
     if superseded.release_artifact_id is not None:
         _shred(session, store, superseded.weights_artifact_id)
     if not keep_superseded_weights:
-        _shred(session, store, served_artifact_id(superseded))
+        _shred(session, store, repository.served_artifact_id(superseded))
     evidence.append(
         session,
         "model.revision-added",
@@ -274,7 +274,7 @@ def load_release(session: Session, store: ArtifactStore, revision: Revision) -> 
         WeightsPurgedError: It was superseded and shredded.
         ArtifactCorruptError: It is not what was stored.
     """
-    return _load_weights(session, store, revision, served_artifact_id(revision))
+    return _load_weights(session, store, revision, repository.served_artifact_id(revision))
 
 
 def download_weights(
@@ -339,6 +339,15 @@ def manifest_of(model: Model) -> Manifest:
     return Manifest.model_validate(model.manifest)
 
 
+def declared_distance(manifest: Manifest, revision: Revision) -> float | None:
+    """Return the declared distance of the surrogate, as far as it is about this revision.
+
+    It was declared of the training set and the weights at registration: after a deletion both are
+    others, so that it can only be estimated.
+    """
+    return manifest.surrogate_distance if revision.number == 0 else None
+
+
 def digest_key(keys: MasterKey, model: Model) -> bytes:
     """Return the key of the digests of what this model was trained on and has forgotten."""
     return keys.unwrap(model.wrapped_digest_key, _digest_key_purpose(model))
@@ -366,11 +375,6 @@ def has_noisy_releases(model: Model) -> bool:
 def served_sha256(revision: Revision) -> str:
     """Return the digest of the file that is served: the only one of weights that may be told."""
     return revision.release_sha256 or revision.weights_sha256
-
-
-def served_artifact_id(revision: Revision) -> uuid.UUID:
-    """Return the artifact that is served."""
-    return revision.release_artifact_id or revision.weights_artifact_id
 
 
 def not_found(model_id: uuid.UUID) -> ModelNotFoundError:

@@ -1,8 +1,8 @@
 """NegGrad: fine-tune on the forget samples in the direction that makes their loss grow.
 
-Golatkar et al. 2020, *Eternal sunshine of the spotless net* (arXiv:1911.04933), section 5. Rate
-1e-3, momentum 0.9, batches of 128, 5 epochs: the usual length in the benchmarks that followed.
-Squared loss has no bound, so ascent that goes on for longer diverges.
+The idea is that of Golatkar et al. 2020, *Eternal sunshine of the spotless net* (arXiv:1911.04933).
+Adapted: ascent on squared loss, which has no bound, so ascent that goes on for longer diverges.
+Chosen here, not from a paper or its code: rate 1e-3, momentum 0.9, batches of 128, 5 epochs.
 """
 
 import torch

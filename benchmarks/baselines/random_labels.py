@@ -1,8 +1,9 @@
 """Random Labels: fine-tune on the forget samples with labels drawn from the other classes.
 
-Golatkar et al. 2020 (arXiv:1911.04933), section 5; Graves et al. 2021, *Amnesiac machine learning*
-(arXiv:2010.10981), draw from the wrong classes, as here. Rate 0.1, momentum 0.9, batches of 128, 10
-epochs.
+The idea is that of Golatkar et al. 2020 (arXiv:1911.04933) and of Graves et al. 2021, *Amnesiac
+machine learning* (arXiv:2010.10981), who mix in retain samples; there are none here. Adapted:
+squared loss to one-hot wrong labels. Chosen here, not from a paper or its code: labels from the
+wrong classes only and drawn once, rate 0.1, momentum 0.9, batches of 128, 10 epochs.
 """
 
 import torch

@@ -44,7 +44,8 @@ ROUND_OFF_MODEL = Assumption(
 )
 ATTESTED_EXPANSION = Assumption(
     "the stored statistics are those of the training set at their anchor, summed in float64 with "
-    "the round-off that travels with them",
+    "the round-off that travels with them, and none of its samples is longer than their largest "
+    "norm",
     Standing.ATTESTED,
 )
 ATTESTED_LOGISTIC_OBJECTIVE = Assumption(

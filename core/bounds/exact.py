@@ -12,7 +12,11 @@ from core.statistics import StoredStatistics
 
 
 def residual_from_statistics(
-    remaining: StoredStatistics, weights: Tensor, ridge: Ridge, gradient: Tensor | None = None
+    remaining: StoredStatistics,
+    weights: Tensor,
+    ridge: Ridge,
+    gradient: Tensor | None = None,
+    evaluation: float | None = None,
 ) -> float:
     r"""Bound ‖∇L(W; D_r)‖_F for the true retain set, from its statistics: METHOD (5) in exact form.
 
@@ -26,6 +30,7 @@ def residual_from_statistics(
         weights: W, shape (d, C), float64, exactly as they are released.
         ridge: The L2 term.
         gradient: `remaining.training_gradient(weights, ridge)`, if it has been computed before.
+        evaluation: `remaining.evaluation_round_off(weights, ridge)`, likewise.
 
     Returns:
         A number >= ‖∇L(W; D_r)‖_F, sum form.
@@ -33,11 +38,15 @@ def residual_from_statistics(
     if gradient is None:
         gradient = remaining.training_gradient(weights, ridge)
     computed = float(torch.linalg.norm(gradient))
-    return upward(computed + remaining.training_gradient_round_off(weights, ridge))
+    return upward(computed + remaining.training_gradient_round_off(weights, ridge, evaluation))
 
 
 def exact_bounds(
-    remaining: StoredStatistics, weights: Tensor, ridge: Ridge, gradient: Tensor | None = None
+    remaining: StoredStatistics,
+    weights: Tensor,
+    ridge: Ridge,
+    gradient: Tensor | None = None,
+    evaluation: float | None = None,
 ) -> tuple[Bound, Bound]:
     """Return the certifying bounds of tier `exact`: (5), then (6).
 
@@ -46,6 +55,7 @@ def exact_bounds(
         weights: W_u, shape (d, C), float64.
         ridge: The L2 term.
         gradient: As for `residual_from_statistics`.
+        evaluation: Likewise.
 
     Returns:
         `residual_gradient_norm` and `distance_to_retraining`.
@@ -53,7 +63,7 @@ def exact_bounds(
     Raises:
         IllConditionedError: The residual overflows float64.
     """
-    residual = finite(residual_from_statistics(remaining, weights, ridge, gradient))
+    residual = finite(residual_from_statistics(remaining, weights, ridge, gradient, evaluation))
     return (
         Bound(
             "residual_gradient_norm",

@@ -60,13 +60,16 @@ class SurrogateDistance:
             text = (
                 "the mean Hessians of the training set and of the surrogate features, without the "
                 f"ridge and at the weights before the deletion, differ by at most {self.value:.6g} "
-                "in the spectral norm, as declared"
+                "in the spectral norm for every output, as declared; it was declared of the "
+                "training set and the weights at registration, and is taken to hold still after "
+                "any deletion since"
             )
         else:
             text = (
                 "the mean Hessians of the training set and of the surrogate features differ by at "
-                f"most {self.value:.6g} along the step; estimated by halves of the forget set, "
-                "which takes it to be drawn like the training set, and not proved"
+                f"most {self.value:.6g} along the step of every output; estimated by halves of the "
+                "forget set, for all outputs together, which takes it to be drawn like the "
+                "training set, and not proved"
             )
         return Assumption(text, self.standing)
 
@@ -113,7 +116,9 @@ def conditional_residual(
     if loss is Loss.LOGISTIC:
         seen = (change * applied).sum(dim=0) - ridge.shift(n_remaining) * lengths.square()
         slack = (n_samples * distance + estimate_round_off) * lengths.square()
-        slack = slack + evaluation * lengths
+        # Once for Ĥv, once more for the product with v and for the ridge that is taken off.
+        shifted = gamma(change.shape[0] + 8) * ridge.shift(n_remaining) * lengths.square()
+        slack = slack + 2.0 * evaluation * lengths + shifted
         weighted = (seen + slack).clamp(min=0.0)
         total = total + _remainder(weighted, lengths, n_remaining, feature_norm_bound)
     return upward(float(torch.linalg.norm(total)) + forget_gradient_round_off)

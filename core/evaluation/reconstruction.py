@@ -31,46 +31,45 @@ def reconstruction_leak(
     Returns:
         The leak; None where nothing changed, so that there is no direction to look along.
     """
-    direction = leading_direction(change)
-    if direction is None:
+    if not bool(change.any()):
         return None
-    with_statistics = None
+    seen = [change]
     if remaining is not None:
         if hessian_change is None:
             hessian_change = _hessian_times(remaining, change, ridge)
-        sharpened = leading_direction(hessian_change)
-        with_statistics = 0.0 if sharpened is None else _cosine(forget.features, sharpened)
-    return ReconstructionLeak(_cosine(forget.features, direction), with_statistics)
+        seen.append(hessian_change)
+    cosines = _cosines(forget.features, leading_directions(torch.stack(seen)))
+    return ReconstructionLeak(cosines[0], cosines[1] if remaining is not None else None)
 
 
-def leading_direction(matrix: Tensor) -> Tensor | None:
-    """Return the left singular vector of the largest singular value.
+def leading_directions(matrices: Tensor) -> Tensor:
+    """Return the left singular vector of the largest singular value, of several matrices.
 
     Args:
-        matrix: Shape (d, C), float64.
+        matrices: Shape (m, d, C), float64.
 
     Returns:
-        Shape (d,), of norm 1; None for a matrix of zeros.
+        Shape (m, d), rows of norm 1, or 0 for a matrix of zeros.
 
-    >>> leading_direction(torch.tensor([[0.0], [-2.0]], dtype=torch.float64))
-    tensor([ 0., -1.], dtype=torch.float64)
+    >>> leading_directions(torch.tensor([[[0.0], [-2.0]]], dtype=torch.float64))
+    tensor([[ 0., -1.]], dtype=torch.float64)
     """
-    largest = float(matrix.abs().max())
-    if largest == 0:
-        return None
+    tiny = torch.finfo(matrices.dtype).tiny
     # Scaled, so that squares neither overflow nor vanish. C is small: CᵀC costs less than an SVD.
-    scaled = matrix / largest
-    _, vectors = torch.linalg.eigh(scaled.T @ scaled)
-    direction = scaled @ vectors[:, -1]
-    unit: Tensor = direction / torch.linalg.vector_norm(direction)
-    return unit
+    scaled = matrices / matrices.abs().amax(dim=(1, 2), keepdim=True).clamp_min_(tiny)
+    _, vectors = torch.linalg.eigh(scaled.mT @ scaled)
+    directions: Tensor = (scaled @ vectors[:, :, -1:]).squeeze(2)
+    lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    return directions.div_(lengths.clamp_min_(tiny))
 
 
-def _cosine(features: Tensor, direction: Tensor) -> float:
-    norms = torch.linalg.vector_norm(features, dim=1)
+def _cosines(features: Tensor, directions: Tensor) -> list[float]:
+    # The largest among the samples, for each direction.
+    norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     # A sample of zeros has no direction that could be guessed.
-    shares = (features @ direction).abs() / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-    return min(float(shares.max()), 1.0)
+    shares = (features @ directions.T).abs_().div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
+    largest: list[float] = shares.amax(dim=0).clamp_max_(1.0).tolist()
+    return largest
 
 
 def _hessian_times(remaining: Statistics, change: Tensor, ridge: Ridge) -> Tensor:

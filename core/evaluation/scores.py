@@ -1,6 +1,5 @@
 """Loss and accuracy on one set of samples."""
 
-import torch
 from torch import Tensor
 
 from core import losses
@@ -21,16 +20,16 @@ def score(weights: Tensor, samples: SampleSet, loss: Loss, task: Task) -> Score:
     Returns:
         Mean loss without the ridge and, for classification, the share of right answers.
 
+    >>> import torch
     >>> two = torch.eye(2, dtype=torch.float64)
     >>> score(two, SampleSet(two, two), Loss.SQUARED, Task.CLASSIFICATION)
     Score(mean_loss=0.0, accuracy=1.0, n_samples=2)
     """
+    count = len(samples)
     accuracy = None
     if task is Task.CLASSIFICATION:
-        accuracy = float(
-            _right(samples.features @ weights, samples.targets).to(torch.float64).mean()
-        )
-    return Score(losses.OF[loss].loss(weights, samples) / len(samples), accuracy, len(samples))
+        accuracy = int(_right(samples.features @ weights, samples.targets).sum()) / count
+    return Score(losses.OF[loss].loss(weights, samples) / count, accuracy, count)
 
 
 def _right(outputs: Tensor, targets: Tensor) -> Tensor:

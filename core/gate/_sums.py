@@ -35,19 +35,18 @@ def class_counts(statistics: Statistics) -> tuple[int, ...] | None:
         C whole numbers >= 0 that add up to n; None for other targets.
     """
     if isinstance(statistics, StoredStatistics):
-        sums = statistics.target_gram.diagonal()
-        meeting = statistics.target_gram - torch.diag(sums)
+        whole = statistics.target_gram.diagonal().round()
+        # Beside the diagonal: classes that meet in a sample.
+        misfit = statistics.target_gram - torch.diag(whole)
         slack = statistics.round_off + 1e-9 * statistics.n_samples
-        if float(meeting.abs().max()) > slack:
-            return None
     else:
         # Sums of zeros and ones are exact.
-        sums, slack = statistics.target_sums, 1e-9 * statistics.n_samples
-    whole = sums.round()
-    fits = slack < _LARGEST_COUNT_ERROR and float((sums - whole).abs().max()) <= slack
-    if not fits or float(whole.min()) < 0 or int(whole.sum()) != statistics.n_samples:
+        whole = statistics.target_sums.round()
+        misfit, slack = statistics.target_sums - whole, 1e-9 * statistics.n_samples
+    if not (slack < _LARGEST_COUNT_ERROR and float(misfit.abs_().max()) <= slack):
         return None
-    return tuple(int(count) for count in whole)
+    counts = tuple(int(count) for count in whole.tolist())
+    return counts if min(counts) >= 0 and sum(counts) == statistics.n_samples else None
 
 
 def counts_are_broken(before: Statistics, rest: Statistics) -> bool:
@@ -63,7 +62,7 @@ def counts_are_broken(before: Statistics, rest: Statistics) -> bool:
     if not isinstance(rest, StoredStatistics):
         # Targets of a logistic model need not be one-hot, and its downdate counts each class.
         return False
-    return class_counts(before) is not None and class_counts(rest) is None
+    return class_counts(rest) is None and class_counts(before) is not None
 
 
 def feature_sums(statistics: Statistics) -> Tensor | None:

@@ -100,7 +100,7 @@ def require_exchangeable(
         passed,
         value,
         level,
-        f"tests of {len(tests)} kinds ({names}) give p = {value:.3g} together"
+        f"tests of {len(tests)} kinds ({names}) give p ≈ {value:.3g} together"
         + ("" if passed else f"; the forget set differs in {first.compared}"),
     )
     if not passed:

@@ -25,7 +25,8 @@ def loss(weights: Tensor, samples: SampleSet, shift: float = 0.0) -> float:
     3.0
     """
     residual = torch.addmm(samples.targets, samples.features, weights, beta=-1)
-    return 0.5 * float(residual.square().sum()) + 0.5 * shift * float(weights.square().sum())
+    penalty = shift * float(weights.square().sum()) if shift else 0.0
+    return 0.5 * float(residual.square().sum()) + 0.5 * penalty
 
 
 def gradient(weights: Tensor, samples: SampleSet, shift: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ inverse costs time, or leads to the O(d³) way.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ _NEGLIGIBLE = 1e-10
 _CORRECTIONS = 3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class JointGram:
     """The augmented Gram matrix M̂ = [G B; Bᵀ T], in its blocks, k = d + C.
 
@@ -60,6 +61,7 @@ class JointGram:
         """
         return all(torch.equal(block, block.T) for block in (self.gram, self.target_gram))
 
+    @cached_property
     def trace(self) -> float:
         """Return the trace of M̂, or 0 if round-off made it negative."""
         return max(float(self.gram.trace()) + float(self.target_gram.trace()), 0.0)
@@ -108,7 +110,7 @@ class JointGram:
         Returns:
             A number >= 0; see `StoredStatistics.downdate`.
         """
-        return upward(2.0 * (self.round_off + gamma(self.size + 2) * self.trace()))
+        return upward(2.0 * (self.round_off + gamma(self.size + 2) * self.trace))
 
     def tested_floor(self, shift: float) -> float:
         r"""Return an f with M̂ + fI ⪰ 0 that a Cholesky factorisation of M̂ + shift·I proves.
@@ -123,7 +125,7 @@ class JointGram:
         Returns:
             shift + γ_{k+3}·trace(M̂ + shift·I).
         """
-        trace = self.trace() + self.size * shift
+        trace = self.trace + self.size * shift
         return upward(shift + gamma(self.size + 3) * trace)
 
 
@@ -145,9 +147,10 @@ class StoredFactor:
     floor: float
 
     def __post_init__(self) -> None:
-        for name, value in (("shift", self.shift), ("floor", self.floor)):
-            if not 0 < value < math.inf:
-                raise InvalidOptionError(f"factor.{name}: expected a positive number, got {value}")
+        if not 0 <= self.shift < math.inf:
+            raise InvalidOptionError(f"factor.shift: expected a number >= 0, got {self.shift}")
+        if not 0 < self.floor < math.inf:
+            raise InvalidOptionError(f"factor.floor: expected a positive number, got {self.floor}")
 
     def require_fit(self, num_features: int, num_outputs: int) -> None:
         """Check shapes and dtypes.
@@ -215,12 +218,13 @@ class StoredFactor:
         # U and the symmetric part of UZᵀ + RUᵀ, once they prove the inequality of `downdate`.
         shift = self.floor + margin
         # M̂ + fI ⪰ 0, so its Frobenius norm is at most its trace.
-        magnitude = joint.trace() + 2.0 * joint.size * shift
+        magnitude = joint.trace + 2.0 * joint.size * shift
         images = rows @ self.joint_inverse
         for correction in range(_CORRECTIONS + 1):
             residual = torch.sub(rows, joint.times(images)).sub_(images, alpha=shift)
             leverage = torch.addmm(images @ rows.T, residual, images.T)
-            leverage = 0.5 * (leverage + leverage.T)
+            if len(leverage) > 1:
+                leverage = 0.5 * (leverage + leverage.T)
             slack = _slack(rows, images, residual, magnitude, margin)
             if _is_below_identity(leverage, slack):
                 return images, leverage
@@ -296,8 +300,7 @@ def _downdated(inverse: Tensor, images: Tensor, leverage: Tensor) -> Tensor | No
         pivot = 1.0 - float(leverage)
         if not pivot > 0:
             return None
-        scaled = images[0] / math.sqrt(pivot)
-        return torch.addr(inverse, scaled, scaled)
+        return torch.addr(inverse, images[0], images[0], alpha=1.0 / pivot)
     capacitance = leverage.neg()
     capacitance.diagonal().add_(1.0)
     factor = factorise(0.5 * (capacitance + capacitance.T))

@@ -246,12 +246,14 @@ class LogisticStatistics:
                 f"{least if least < 0 else most:.0f} times"
             )
         _require_psd(self.gram, self.gram_round_off, "gram")
+        quarter = logistic.LARGEST_CURVATURE * self.gram
         share = logistic.LARGEST_CURVATURE * self.gram_round_off + self.hessian_round_off
+        # The subtraction rounds once more: |Ĥ| + ¼|Ĝ|, whose norms are below their traces.
+        rounded = 2.0 * UNIT_ROUND_OFF * float(torch.linalg.norm(self.gram))
         for matrix, drift in zip(self.hessians, self.drift_norms().tolist(), strict=True):
             _require_psd(matrix, upward(self.hessian_round_off + drift), "hessians")
-            headroom = torch.add(-matrix, self.gram, alpha=logistic.LARGEST_CURVATURE)
-            # The subtraction rounds once more: |Ĥ| + ¼|Ĝ|, whose norms are below their traces.
-            rounded = 2.0 * UNIT_ROUND_OFF * float(torch.linalg.norm(self.gram))
+            # ¼ is a power of 2, so that the product does not round.
+            headroom = torch.sub(quarter, matrix)
             _require_psd(headroom, upward(share + drift + rounded), "gram/4 − hessians")
 
 
@@ -411,10 +413,9 @@ def _sum_of_block(samples: SampleSet, weights: Tensor) -> LogisticStatistics:
 def _require_psd(matrix: Tensor, round_off: float, name: str) -> None:
     trace = max(float(matrix.trace()), 0.0)
     tolerance = upward(2.0 * (round_off + gamma(matrix.shape[0] + 2) * trace))
-    padded = matrix.clone()
     # All-zero data have no round-off at all, but a factor needs a positive pivot.
-    padded.diagonal().add_(max(tolerance, torch.finfo(torch.float64).tiny))
-    if factorise(padded).failed_minor > 0:
+    shift = max(tolerance, torch.finfo(torch.float64).tiny)
+    if factorise(matrix, shift).failed_minor > 0:
         raise StatisticsMismatchError(
             f"{_MISMATCH}: without it {name} would have an eigenvalue below "
             f"-{0.5 * tolerance:.3g}, as those of no data set have"

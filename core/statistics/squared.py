@@ -8,7 +8,7 @@ what float64 made of them.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
 from core.factorisation import factorise
-from core.problem import LinearModel, Ridge, SampleSet, require_matrix
+from core.problem import LinearModel, Ridge, SampleSet, require_matrix, require_shape
+from core.products import rows_times
 from core.rounding import UNIT_ROUND_OFF, gamma, upward
 from core.statistics import factor as factors
 from core.statistics.factor import JointGram, StoredFactor
@@ -57,7 +58,7 @@ class StoredStatistics:
         require_matrix("target_gram", self.target_gram, outputs, outputs)
         if self.n_samples < 1:
             raise InvalidOptionError(f"n_samples: expected at least 1, got {self.n_samples}")
-        if not 0 <= self.round_off < math.inf:
+        if not _is_round_off(self.round_off):
             raise InvalidOptionError(f"round_off: expected a number >= 0, got {self.round_off}")
         if self.factor is not None:
             self.factor.require_fit(*self.cross.shape)
@@ -153,25 +154,28 @@ class StoredStatistics:
         gradient = self._gram_times(weights).sub_(self.cross)
         return gradient.add_(weights, alpha=ridge.shift(self.n_samples))
 
-    def training_gradients(self, weights: Sequence[Tensor], ridge: Ridge) -> tuple[Tensor, ...]:
-        """Return `training_gradient` at several weights, in one pass over G.
+    def training_gradient_and_change(
+        self, weights: Tensor, directions: Tensor, ridge: Ridge
+    ) -> tuple[Tensor, Tensor]:
+        """Return ∇L(W; D) and how it changes along directions, in one pass over G.
 
         Args:
-            weights: Each of shape (d, C), float64.
+            weights: W, shape (d, C), float64.
+            directions: Rows v, shape (m, d), float64.
             ridge: The L2 term.
 
         Returns:
-            One gradient each, shape (d, C), float64.
+            `training_gradient`, shape (d, C), and the rows Hv, shape (m, d), float64.
 
         Raises:
-            InvalidTensorError: Weights do not fit the statistics.
+            InvalidTensorError: `weights` does not fit the statistics.
         """
-        for each in weights:
-            self._require_weights(each)
-        rows = torch.stack([each.T for each in weights])
-        products = (rows.reshape(-1, self.num_features) @ self.gram).view(rows.shape)
-        products.add_(rows, alpha=ridge.shift(self.n_samples)).sub_(self.cross.T)
-        return products.mT.unbind()
+        self._require_weights(weights)
+        shift = ridge.shift(self.n_samples)
+        # G is symmetric.
+        products = rows_times(self.gram, weights.T, directions)
+        gradient = products[: self.num_outputs].T.sub_(self.cross).add_(weights, alpha=shift)
+        return gradient, products[self.num_outputs :].add_(directions, alpha=shift)
 
     def evaluation_round_off(self, weights: Tensor, ridge: Ridge) -> float:
         r"""Return what one rounding of each term of the training gradient can amount to.
@@ -191,7 +195,9 @@ class StoredStatistics:
         self._require_weights(weights)
         return UNIT_ROUND_OFF * self._magnitude(weights, ridge)
 
-    def training_gradient_round_off(self, weights: Tensor, ridge: Ridge) -> float:
+    def training_gradient_round_off(
+        self, weights: Tensor, ridge: Ridge, evaluation: float | None = None
+    ) -> float:
         r"""Bound how far `training_gradient` may be from that of the exact samples.
 
         Evaluating GW + sW − B rounds each term at most d+3 times (s = λn once), which gives
@@ -203,6 +209,7 @@ class StoredStatistics:
         Args:
             weights: W, shape (d, C), float64, the exact value of what is stored.
             ridge: The L2 term.
+            evaluation: `evaluation_round_off(weights, ridge)`, if it has been computed before.
 
         Returns:
             A number >= the Frobenius norm of the difference.
@@ -210,10 +217,12 @@ class StoredStatistics:
         Raises:
             InvalidTensorError: `weights` does not fit the statistics.
         """
-        self._require_weights(weights)
-        evaluation = gamma(self.num_features + 3) * self._magnitude(weights, ridge)
+        if evaluation is None:
+            evaluation = self.evaluation_round_off(weights, ridge)
+        # The unit is a power of 2, so that the quotient is the magnitude itself.
+        evaluated = gamma(self.num_features + 3) * (evaluation / UNIT_ROUND_OFF)
         reach = math.sqrt(float(weights.square().sum()) + self.num_outputs)
-        return upward(evaluation + self.round_off * reach)
+        return upward(evaluated + self.round_off * reach)
 
     def retain_loss(self, weights: Tensor, ridge: Ridge, gradient: Tensor | None = None) -> float:
         """Return L(W; D) of these samples with the ridge, in sum form, exact but for round-off.
@@ -233,14 +242,14 @@ class StoredStatistics:
             InvalidTensorError: `weights` does not fit the statistics.
         """
         self._require_weights(weights)
-        # tr Wᵀ(GW − 2B) + tr YᵀY = ‖XW − Y‖², and GW = ∇L + B − sW.
+        # GW + sW = ∇L + B, so that twice the loss is tr Wᵀ(∇L − B) + tr YᵀY.
         if gradient is None:
             gradient = self.training_gradient(weights, ridge)
-        inner = torch.sub(gradient, self.cross).sub_(weights, alpha=ridge.shift(self.n_samples))
-        squares = float((weights * inner).sum()) + float(self.target_gram.trace())
+        inner = torch.sub(gradient, self.cross).mul_(weights)
+        twice = float(inner.sum()) + float(self.target_gram.trace())
         penalty = ridge.shift(self.n_samples) * float(weights.square().sum())
-        # A perfect fit cancels to round-off of either sign; the loss itself is never negative.
-        return 0.5 * max(squares, 0.0) + 0.5 * penalty
+        # A perfect fit cancels to round-off of either sign; ‖XW − Y‖² itself is never negative.
+        return 0.5 * max(twice, penalty)
 
     def downdate(self, forget: SampleSet) -> "StoredStatistics":
         r"""Return the statistics of the rest: these samples without the forget set.
@@ -322,7 +331,7 @@ class StoredStatistics:
             raise InvalidOptionError(
                 f"statistics: these are of the squared loss, the model has {model.loss}"
             )
-        require_matrix("statistics.cross", self.cross, *model.weights.shape)
+        require_shape("statistics.cross", self.cross, *model.weights.shape)
         if self.n_samples != model.n_samples:
             raise InvalidOptionError(
                 f"statistics.n_samples: expected the model's {model.n_samples}, "
@@ -331,15 +340,15 @@ class StoredStatistics:
 
     def _gram_times(self, weights: Tensor) -> Tensor:
         # G is symmetric, and WᵀG takes half the time of GW: W has few columns.
-        return (weights.T @ self.gram).T
+        return rows_times(self.gram, weights.T).T
 
     def _magnitude(self, weights: Tensor, ridge: Ridge) -> float:
         # At least ‖|G||W| + s|W| + |B|‖_F: see `training_gradient_round_off`.
-        size = weights.abs()
-        scales = (self.gram.diagonal().clamp_min(0.0) + self.round_off).sqrt_()
-        products = _norm(scales) * _norm(scales @ size)
-        products += self.round_off * self.num_features * _norm(size)
-        return products + _norm(self.cross) + ridge.shift(self.n_samples) * _norm(size)
+        size = _norm(weights)
+        scales = self.gram.diagonal().clamp_min(0.0).add_(self.round_off).sqrt_()
+        products = _norm(scales) * _norm(scales @ weights.abs())
+        products += self.round_off * self.num_features * size
+        return products + _norm(self.cross) + ridge.shift(self.n_samples) * size
 
     def _joint(self) -> JointGram:
         return JointGram(self.gram, self.cross, self.target_gram, self.round_off)
@@ -365,8 +374,29 @@ class StoredStatistics:
             )
 
     def _require_samples(self, samples: SampleSet) -> None:
-        require_matrix("features", samples.features, columns=self.num_features)
-        require_matrix("targets", samples.targets, columns=self.num_outputs)
+        # `SampleSet` had a look at the numbers.
+        require_shape("features", samples.features, columns=self.num_features)
+        require_shape("targets", samples.targets, columns=self.num_outputs)
+
+    @classmethod
+    def _computed(
+        cls, joint: JointGram, n_samples: int, factor: StoredFactor | None
+    ) -> "StoredStatistics":
+        # What statistics that were checked led to. The Frobenius norm in its round-off had a look
+        # at every number: it is finite only if all of them are.
+        if not _is_round_off(joint.round_off):
+            return cls(joint.gram, joint.cross, joint.target_gram, n_samples, joint.round_off)
+        result = object.__new__(cls)
+        for name, value in (
+            ("gram", joint.gram),
+            ("cross", joint.cross),
+            ("target_gram", joint.target_gram),
+            ("n_samples", n_samples),
+            ("round_off", joint.round_off),
+            ("factor", factor),
+        ):
+            object.__setattr__(result, name, value)
+        return result
 
 
 def collect(batches: Iterable[SampleSet]) -> StoredStatistics:
@@ -435,9 +465,7 @@ def _without(whole: StoredStatistics, forget: SampleSet) -> StoredStatistics:
     if whole.factor is not None and is_small(len(forget), whole.num_features):
         factor = whole.factor.downdate(before, after, forget.features, forget.targets)
     count = whole.n_samples - len(forget)
-    return StoredStatistics(
-        after.gram, after.cross, after.target_gram, count, after.round_off, factor
-    )
+    return StoredStatistics._computed(after, count, factor)  # noqa: SLF001 - its own module
 
 
 def _joint_without_one(whole: JointGram, forget: SampleSet) -> JointGram:
@@ -445,7 +473,7 @@ def _joint_without_one(whole: JointGram, forget: SampleSet) -> JointGram:
     # does its difference, as in `_combine`; torch.addr is faster still, but not symmetric.
     x, y = forget.features[0], forget.targets[0]
     gram = _minus_outer(whole.gram, x, x)
-    cross = _minus_outer(whole.cross, x, y)
+    cross = torch.addr(whole.cross, x, y, alpha=-1)
     target_gram = _minus_outer(whole.target_gram, y, y)
     size = float(torch.dot(x, x)) + float(torch.dot(y, y))
     rounded = UNIT_ROUND_OFF * _frobenius(gram, cross, target_gram) + gamma(1) * size
@@ -505,6 +533,10 @@ def _square(matrix: Tensor) -> Tensor:
     # products of the same numbers rounds once more.
     product = matrix.T @ matrix
     return product.add_(product.T.clone()).mul_(0.5)
+
+
+def _is_round_off(value: float) -> bool:
+    return 0 <= value < math.inf
 
 
 def _frobenius(gram: Tensor, cross: Tensor, target_gram: Tensor) -> float:

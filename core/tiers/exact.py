@@ -1,20 +1,21 @@
 """Tier `exact`: squared loss with stored statistics; the Newton step is retraining (METHOD §4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from core import bounds
 from core.errors import InvalidOptionError
 from core.hessian.stored import statistics_report, stored
-from core.newton import newton_step, refine
+from core.newton import expand, newton_step, refine
 from core.results import SolverReport
 from core.statistics import StoredStatistics
 from core.statistics.squared import is_small
 from core.tiers._deletion import Deletion, Outcome
 
-# A factor that takes more corrections than this is built anew for the deletions to come.
-_GOOD_CORRECTIONS = 5
+# A factor that takes more products with P than this is built anew for the deletions to come.
+_GOOD_PRODUCTS = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +26,7 @@ class _Solution:
         weights: W_u, shape (d, C), float64.
         gradient: ∇L(W_u; D_r), computed from the statistics.
         old_gradient: ∇L(W; D_r) at the weights before, likewise.
+        evaluation: What rounding the terms of `gradient` can amount to, if it is known.
         remaining: Statistics of the retain set, with the factor for the next deletion.
         solvers: Reports of the Hessian and of the linear solve.
     """
@@ -32,6 +34,7 @@ class _Solution:
     weights: Tensor
     gradient: Tensor
     old_gradient: Tensor
+    evaluation: float | None
     remaining: StoredStatistics
     solvers: tuple[SolverReport, ...]
 
@@ -60,7 +63,9 @@ def run(deletion: Deletion) -> Outcome:
     solution = _refined(deletion, remaining) or _direct(deletion, remaining)
     deletion.progress("bound", 0.8)
     remaining = solution.remaining
-    found = bounds.exact_bounds(remaining, solution.weights, model.ridge, solution.gradient)
+    found = bounds.exact_bounds(
+        remaining, solution.weights, model.ridge, solution.gradient, solution.evaluation
+    )
     return Outcome(
         weights=solution.weights,
         remaining=remaining,
@@ -82,27 +87,44 @@ def _refined(deletion: Deletion, remaining: StoredStatistics) -> _Solution | Non
     if factor is None:
         return None
     model, forget = deletion.model, deletion.forget
-    weights = model.weights
-    start = weights
-    if len(forget) < remaining.num_outputs:
-        # H_r⁻¹∇_f without the ridge's share, in one product with n_f rows: with `total` and an
-        # exact inverse nothing is left to correct.
-        misfit = forget.features @ weights - forget.targets
-        start = weights + (misfit.T @ (forget.features @ factor.inverse)).T
-    gradient, old_gradient = remaining.training_gradients((start, weights), model.ridge)
+    # W + H_r⁻¹∇_f: where the training gradient was 0, and P is exact, nothing is left to correct.
+    # The gradient is linear, so that what it was at W follows from how it changes on the way.
+    gap = factor.shift - model.ridge.shift(remaining.n_samples)
+    if len(forget) < remaining.num_outputs and gap == deletion.forgotten_shift == 0:
+        # ∇_f = X_fᵀE, so that products with n_f rows do.
+        misfit = torch.addmm(forget.targets, forget.features, model.weights, beta=-1)
+        images = forget.features @ factor.inverse
+        start = torch.addmm(model.weights, images.T, misfit)
+        gradient, changes = remaining.training_gradient_and_change(start, images, model.ridge)
+        old_gradient, terms = torch.addmm(gradient, changes.T, misfit, alpha=-1), 1
+        target = evaluation = remaining.evaluation_round_off(start, model.ridge)
+    else:
+        target, evaluation = remaining.evaluation_round_off(model.weights, model.ridge), None
+        change, terms = expand(deletion.forget_gradient(), factor.inverse, gap, target)
+        start = model.weights + change
+        gradient, changes = remaining.training_gradient_and_change(start, change.T, model.ridge)
+        old_gradient = gradient - changes.T
     refined = refine(
         start,
         gradient,
         factor.inverse,
         lambda moved: remaining.training_gradient(moved, model.ridge),
-        remaining.evaluation_round_off(weights, model.ridge),
+        target,
     )
     if refined is None:
         return None
-    if refined.corrections > _GOOD_CORRECTIONS:
+    if refined.corrections + terms > _GOOD_PRODUCTS:
         remaining = remaining.prepare(model.ridge)
-    reports = (statistics_report(remaining), refined.report)
-    return _Solution(refined.weights, refined.gradient, old_gradient, remaining, reports)
+    figures = {**refined.report.figures, "terms": terms}
+    reports = (statistics_report(remaining), replace(refined.report, figures=figures))
+    return _Solution(
+        refined.weights,
+        refined.gradient,
+        old_gradient,
+        evaluation if refined.corrections == 0 else None,
+        remaining,
+        reports,
+    )
 
 
 def _direct(deletion: Deletion, remaining: StoredStatistics) -> _Solution:
@@ -113,5 +135,5 @@ def _direct(deletion: Deletion, remaining: StoredStatistics) -> _Solution:
     step = newton_step(model.weights, estimate.matrix, -old_gradient)
     gradient = remaining.training_gradient(step.weights, model.ridge)
     return _Solution(
-        step.weights, gradient, old_gradient, remaining, (estimate.report, step.report)
+        step.weights, gradient, old_gradient, None, remaining, (estimate.report, step.report)
     )

@@ -25,7 +25,8 @@ LEDGER_IS_APPEND_ONLY = (
     "ALTER TABLE budget_entry ENABLE ALWAYS TRIGGER budget_entry_append_only",
 )
 
-# The version before knows no releases, and would serve the weights that they hide.
+# The version before knows no releases, and would serve the weights that they hide; nor a ledger,
+# which is append-only, or who was trained on, so that strangers would be subtracted again.
 REFUSE_TO_UNCOVER = """
 DO $$
 BEGIN
@@ -33,6 +34,16 @@ BEGIN
         RAISE EXCEPTION 'models with output perturbation exist: downgrade refused'
             USING ERRCODE = 'restrict_violation',
                   HINT = 'The version before would serve their weights without noise.';
+    END IF;
+    IF EXISTS (SELECT FROM budget_entry) THEN
+        RAISE EXCEPTION 'models with a privacy budget exist: downgrade refused'
+            USING ERRCODE = 'restrict_violation',
+                  HINT = 'Their ledger is append-only, and would be dropped.';
+    END IF;
+    IF EXISTS (SELECT FROM training_digest) THEN
+        RAISE EXCEPTION 'models with digests of their training samples exist: downgrade refused'
+            USING ERRCODE = 'restrict_violation',
+                  HINT = 'The version before would take deletions of samples unchecked.';
     END IF;
 END $$
 """

@@ -106,6 +106,34 @@ def test_a_version_that_would_serve_weights_without_their_noise_is_not_gone_back
     assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
 
 
+@pytest.mark.parametrize(
+    ("statement", "finding"),
+    [
+        (
+            """WITH a AS (
+                INSERT INTO budget_account (model_id, mechanism, epsilon, delta, sigma, measure,
+                                            limit_value, spent, reserved)
+                SELECT id, 'objective-perturbation', 1, 1e-6, 1, 'x', 1, 0, 0 FROM model
+                RETURNING model_id)
+            INSERT INTO budget_entry (model_id, kind, amount, spent_after)
+            SELECT model_id, 'open', 1, 0 FROM a""",
+            "privacy budget",
+        ),
+        ("INSERT INTO training_digest SELECT id, 'd', 0 FROM model", "digests of their training"),
+    ],
+)
+def test_going_back_does_not_drop_a_ledger_or_who_was_trained_on(
+    empty_database_url, statement, finding
+):
+    migrations.upgrade(empty_database_url, "0001")
+    run(empty_database_url, BEFORE)
+    migrations.upgrade(empty_database_url)
+    run(empty_database_url, statement)
+    with pytest.raises(DBAPIError, match=finding):
+        migrations.downgrade(empty_database_url, "0001")
+    assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
+
+
 def test_the_tables_in_code_are_those_of_the_migrations(database_url):
     # Raises with the difference if there is one.
     command.check(migrations.configuration(database_url))

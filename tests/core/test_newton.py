@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core.errors import IllConditionedError, InvalidTensorError
-from core.newton import cholesky, condition_estimate, newton_step, one_norm
+from core.newton import cholesky, condition_estimate, expand, newton_step, one_norm
 from core.problem import Ridge
 from core.vocabulary import RidgeConvention
 from tests.reference import ridge as reference
@@ -104,3 +104,19 @@ def test_a_wrong_shape_is_named(broken):
     inputs[broken] = torch.zeros(5, dtype=torch.float64)
     with pytest.raises(InvalidTensorError, match=f"{broken}: expected shape"):
         newton_step(**inputs)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-6, 1e-2, -1e-2])
+def test_the_series_solves_with_the_inverse_of_a_shifted_hessian(gap):
+    hessian = positive_definite(6, 12, 1e2)
+    shifted = hessian + gap * torch.eye(12, dtype=torch.float64)
+    right_side = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    found, terms = expand(right_side, torch.linalg.inv(shifted), gap, 1e-13)
+    assert_close(found, torch.linalg.solve(hessian, right_side), rtol=1e-11, atol=1e-12)
+    assert terms == 1 if gap == 0 else 2 <= terms <= 8
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e9])
+def test_the_series_ends_with_whatever_inverse(broken):
+    inverse = torch.full((3, 3), broken, dtype=torch.float64)
+    assert expand(torch.ones(3, 2, dtype=torch.float64), inverse, 1.0, 1e-13)[1] <= 2

@@ -111,3 +111,9 @@ def test_the_same_weights_get_the_same_release_in_any_memory_layout():
 def test_only_finite_float64_weights_are_perturbed(weights):
     with pytest.raises(InvalidTensorError, match="weights"):
         noise.perturbed(weights, 1.0, KEY)
+
+
+@pytest.mark.parametrize("sigma", [1e-20, 1e-310, 5e-324])
+def test_noise_that_the_weights_would_absorb_is_refused(sigma):
+    with pytest.raises(InvalidOptionError, match="vanishes in the rounding"):
+        noise.perturbed(np.full((2, 2), 3.0), sigma, bytes(32))

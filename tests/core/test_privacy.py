@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import BudgetError, InvalidOptionError
-from core.privacy import Budget, Privacy, covered_norm, require_policy, sigma_for
+from core.privacy import Budget, Privacy, covered_norm, delta_of, require_policy, sigma_for
 from core.vocabulary import Mechanism
 
 EPSILONS = st.floats(-5, 1).map(lambda power: 10.0**power)
@@ -36,6 +36,18 @@ def test_the_covered_norm_keeps_the_closed_form_delta_and_wastes_little(epsilon,
     norm = covered_norm(privacy(epsilon, delta, sigma))
     assert true_delta(epsilon, sigma, norm) <= delta
     assert true_delta(epsilon, sigma, norm * (1 + 1e-5)) > delta
+
+
+@given(EPSILONS, DELTAS, st.floats(1e-6, 1e6))
+def test_the_delta_of_a_distance_is_the_closed_form_without_the_library(epsilon, delta, sigma):
+    norm = covered_norm(privacy(epsilon, delta, sigma))
+    expected = float(true_delta(epsilon, sigma, norm))
+    assert delta_of(epsilon, sigma, norm) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_delta_of_an_epsilon_that_overflows_is_never_too_small():
+    assert delta_of(1e3, 1.0, 40.0) >= true_delta(1e3, 1.0, 40.0)
+    assert delta_of(1e308, 1e-300, 1e300) == 1.0
 
 
 @given(EPSILONS, DELTAS, st.floats(1e-6, 1e6))

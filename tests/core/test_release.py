@@ -119,7 +119,7 @@ def test_output_perturbation_releases_the_weights_with_the_keys_noise():
     assert (statement.measure, statement.spent) == ("distance_to_retraining", 0.01)
     assert statement.limit == covered_norm(privacy(sigma=0.5))
     texts = " ".join(each.text for each in statement.assumptions)
-    for word in ("secret", "first release", "this release alone", "float64"):
+    for word in ("secret", "first release", "this release alone", "float64", "was refused"):
         assert word in texts
     standings = {each.standing for each in statement.assumptions}
     assert standings == {Standing.COMPUTED, Standing.ATTESTED, Standing.ASSUMED}
@@ -132,6 +132,9 @@ def test_objective_perturbation_releases_the_weights_as_they_are():
     assert (found.privacy.measure, found.privacy.spent) == ("residual_gradient_norm", 0.01)
     depends = next(each for each in found.privacy.assumptions if "theorem 3" in each.text)
     assert depends.standing is Standing.ASSUMED
+    assert "nothing here proves" in depends.text
+    adaptive = next(each for each in found.privacy.assumptions if "Gupta et al." in each.text)
+    assert adaptive.standing is Standing.ASSUMED
 
 
 def test_no_statement_is_made_of_a_bound_that_certifies_nothing():

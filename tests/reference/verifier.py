@@ -30,8 +30,8 @@ CERTIFIED = (
     "bound stated here, if every assumption stated here holds."
 )
 OBJECTIVE = (
-    " With the noise that the model was declared to be trained with, this gives the (ε, δ) "
-    "guarantee stated here, under its assumptions."
+    " With the noise that the model was declared to be trained with, a published theorem takes "
+    "this to give the (ε, δ) stated here; its proof is assumed, as the assumptions say."
 )
 OUTPUT = (
     " These are the weights before noise. The digest is of the weights that were released, which "
@@ -47,8 +47,8 @@ DECLARED = (
     "could check: this is not a certificate."
 )
 UNDECLARED = (
-    "No distance of the two was declared, so how much of the forget samples' influence is left is "
-    "not guaranteed: this is not a certificate."
+    "No distance of the two was declared for this revision, so how much of the "
+    "forget samples' influence is left is not guaranteed: this is not a certificate."
 )
 NO_NOISE = " No (ε, δ) guarantee is made."
 NO_NOISE_LIMIT = "No noise was declared: the residual is bounded, but no (ε, δ) guarantee is made."
@@ -544,6 +544,16 @@ def check_completed_2(statement):
             need(explained in figures["missing"], f"{name} is not explained")
 
 
+def delta_at(promise):
+    """Return what Balle and Wang 2018, theorem 8, gives for a distance of the whole limit."""
+    epsilon, sharpness = promise["epsilon"], promise["limit"] / promise["sigma"]
+    below = [
+        math.erfc((epsilon / sharpness - side * sharpness / 2) / math.sqrt(2)) / 2
+        for side in (1, -1)
+    ]
+    return below[0] - (math.exp(epsilon) * below[1] if epsilon < 700 else 0.0)
+
+
 def check_certificate(statement):
     values = {one["name"]: one["value"] for one in statement["bounds"] if one["certifies"]}
     need("residual_gradient_norm" in values, "no residual bound")
@@ -557,6 +567,7 @@ def check_certificate(statement):
         need(promise["spent"] <= promise["limit"], "over the budget")
         need(promise["left"] == promise["limit"] - promise["spent"], "what is left is wrong")
         need(values.get(measure, math.inf) <= promise["spent"], "less spent than bounded")
+        need(delta_at(promise) <= promise["delta"] * (1 + 1e-6), "the noise hides less")
         verdict += suffix
         need(certified or mechanism != "objective-perturbation", "an exact step loses b")
     elif certified:

@@ -21,7 +21,7 @@ from app.registry.models import TrainingDigest
 from app.unlearning.models import UnlearningJob
 from tests.reference.far_device import FAR, far_device
 from tests.reference.registered import LogisticProblem
-from worker import loading, runner
+from worker import loading, records, runner
 from worker.runner import run_next
 from worker.sweeper import sweep
 
@@ -78,6 +78,7 @@ def test_a_certified_deletion_without_noise_is_bounded_and_promises_no_more(
     statement = statement_of(services, request)
     assert (statement["kind"], statement["tier"]) == ("certificate", "certified")
     assert statement["privacy"] is None
+    assert records.PRIVACY_LIMIT not in statement["limits"]
     assert NO_NOISE_LIMIT in statement["limits"]
     assert "No (ε, δ) guarantee" in statement["verdict"]
     assert statement["disposal"]["superseded_anchor"] == "moved"
@@ -102,6 +103,24 @@ def test_a_kept_anchor_gives_the_same_weights_in_any_batching(services, shop, pr
     statement = statement_of(services, request)
     assert statement["parameters"]["anchor"] == "keep"
     assert statement["disposal"]["superseded_anchor"] == "kept_as_secret"
+
+
+def test_a_kept_anchor_is_kept_even_where_the_weights_do_not_move(services, shop):
+    # Each row has its mirror image in its class, so the optimum is 0 with or without a pair; sums
+    # of eighths are exact, so it is 0 to the last bit.
+    drawn = LogisticProblem.draw(n=40)
+    half = np.round(drawn.features * 4) / 8
+    mirrored = drawn.but(
+        features=np.vstack([half, -half]),
+        labels=np.append(drawn.labels, drawn.labels),
+        policy={"anchor": "keep"},
+    )
+    model = shop.register(mirrored)
+    request = shop.request(model, mirrored, [0, 40])
+    run_next(services)
+    assert shop.find(request).state == "completed", shop.find(request).failure
+    np.testing.assert_array_equal(shop.weights(model), mirrored.train())
+    assert statement_of(services, request)["disposal"]["superseded_anchor"] == "kept_as_secret"
 
 
 def test_a_deletion_with_output_perturbation_spends_its_bound_and_releases_noise(
@@ -152,6 +171,7 @@ def test_deletions_beyond_the_budget_are_refused_and_the_model_has_to_be_retrain
     assert causes == ["budget-spent"] + ["retraining-required"] * (len(causes) - 1)
     statement = statement_of(services, requests[done])
     assert (statement["kind"], statement["cause"]) == ("refusal", "budget-spent")
+    assert records.PRIVACY_LIMIT in statement["limits"]
     assert statement_of(services, requests[-1])["cause"] == "retraining-required"
     account = account_of(services, model)
     last = statement_of(services, requests[done - 1])
@@ -287,6 +307,14 @@ def test_a_surrogate_gives_a_conditional_record_and_never_a_certificate(
     assert statement["surrogate"]["declared_distance"] == distance
     promised = "conditional on the declared distance" in statement["verdict"]
     assert promised is (distance is not None)
+
+    # What was declared of the training set at registration says nothing of what is left of it.
+    second = shop.request(model, public, np.arange(60, 120), method="surrogate")
+    run_next(services)
+    statement = statement_of(services, second)
+    assert statement["kind"] == "conditional", statement
+    assert statement["surrogate"]["declared_distance"] is None
+    assert "conditional on the declared distance" not in statement["verdict"]
 
 
 def test_artifacts_of_a_release_are_shredded_with_their_revision(services, shop, noisy):

@@ -4,16 +4,13 @@ from typing import Protocol
 
 import numpy as np
 
+from app.errors import InvalidInputError
 from app.registry import tensors
 from app.registry.checks import logistic, squared
 from app.registry.schemas import Manifest
 from app.registry.tensors import F64, Array
+from core.noise import least_sigma
 from core.vocabulary import Loss, Mechanism
-
-# Of the largest weight: 2⁻²⁸ is where the grid meets its last bit, and 2⁸ the margin.
-_LEAST_RELATIVE_NOISE = 2.0**-20
-# The grid has to be a normal number, with room for quotients by it.
-_LEAST_NOISE = 2.0**-900
 
 
 class Statistics(Protocol):
@@ -40,10 +37,7 @@ def read_weights(content: bytes, manifest: Manifest) -> Array:
 
 
 def require_room_for_noise(weights: Array, manifest: Manifest) -> None:
-    """Check that output perturbation does not vanish in the rounding of the weights' sums.
-
-    `core.noise` rounds a release to a grid of σ·2⁻²⁴; float64 has to hold w + z on it. The margin
-    is for weights that grow with deletions.
+    """Check that output perturbation does not vanish in the rounding of the release.
 
     Raises:
         InvalidInputError: The noise is too small beside these weights.
@@ -51,7 +45,7 @@ def require_room_for_noise(weights: Array, manifest: Manifest) -> None:
     privacy = manifest.privacy
     if privacy is None or privacy.mechanism is not Mechanism.OUTPUT:
         return
-    least = max(_LEAST_RELATIVE_NOISE * float(np.abs(weights).max()), _LEAST_NOISE)
+    least = least_sigma(weights)
     if privacy.sigma < least:
         raise InvalidInputError(
             f"manifest.privacy.sigma: {privacy.sigma:.6g} vanishes in the rounding of these"

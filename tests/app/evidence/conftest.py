@@ -231,7 +231,8 @@ def _privacy(sort):
         "mechanism": f"{sort}-perturbation",
         "epsilon": 1.0,
         "delta": 1e-6,
-        "sigma": 0.5,
+        # Hides 0.133.
+        "sigma": 0.5625,
         "measure": measure,
         "limit": 0.125,
         "spent": 0.03125,

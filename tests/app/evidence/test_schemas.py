@@ -139,6 +139,12 @@ OVERCLAIMS = [
     ("objective", "privacy.spent", 1e-13),
     ("objective", "privacy.left", 0.125),
     ("objective", "privacy.limit", 0.03),
+    # What the noise hides follows from ε, δ and σ, and no more may be claimed.
+    ("objective", "privacy.sigma", 0.4375),
+    ("objective", "privacy.epsilon", 0.5),
+    ("objective", "privacy.epsilon", 1e-300),
+    ("objective", "privacy.delta", 1e-12),
+    ("output", "privacy.sigma", 0.4375),
     ("objective", "privacy.delta", 1.0),
     ("objective", "privacy.delta", 0.0),
     ("objective", "privacy.epsilon", 0.0),

@@ -1,6 +1,7 @@
 """Output perturbation: what is served has noise, and what it hides cannot be found by guessing."""
 
 import hashlib
+import json
 import uuid
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_no_answer_and_no_log_entry_lets_anybody_test_a_guess(api, registered, s
         assert hashlib.sha256(secret).hexdigest() not in told
 
 
+@pytest.mark.parametrize("sigma", [1e-12, 1e-200, 1e-310, 5e-324])
+def test_noise_that_vanishes_in_the_weights_rounding_is_refused(api, written, some, sigma):
+    # 1 + 1e-200 is 1: such a release would be the very weights that it is to hide.
+    parts, before = dict(some[0]), written()
+    manifest = json.loads(parts["manifest"])
+    manifest["privacy"]["sigma"] = sigma
+    parts["manifest"] = json.dumps(manifest).encode()
+    answer = api.register(parts)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["field"] == "manifest.privacy.sigma"
+    assert answer.json()["remedy"]
+    assert written() == before
+
+
 def test_every_model_and_revision_has_noise_of_its_own(api, some, services, session):
     models = [session.get_one(Model, api.register(some[0]).json()["id"]) for _ in range(2)]
     keys = {
@@ -171,7 +186,7 @@ def test_a_release_is_given_exactly_when_there_is_noise(
     assert (registered.current_revision, plain.current_revision) == (0, 0)
 
 
-def test_objective_perturbation_serves_the_weights_themselves(api, logistic, session):
+def test_objective_perturbation_serves_the_weights_themselves(api, logistic, services, session):
     privacy = PRIVACY | {"mechanism": "objective-perturbation"}
     model = session.get_one(Model, api.register(logistic.parts(privacy=privacy)).json()["id"])
     served = safetensors.numpy.load(download(api, model).content)["weight"]
@@ -179,3 +194,15 @@ def test_objective_perturbation_serves_the_weights_themselves(api, logistic, ses
     revision = service.current_revision(session, model)
     assert revision.release_artifact_id is None
     assert session.get_one(Artifact, revision.weights_artifact_id).kind == "weights"
+    # They hold b, and sums over the training set that no noise hides.
+    statistics = service.load_statistics(session, services.store, revision)
+    assert revision.statistics_sha256 != hashlib.sha256(statistics).hexdigest()
+
+
+def test_noise_in_the_objective_too_small_to_hide_anything_is_refused(api, written, logistic):
+    privacy = PRIVACY | {"mechanism": "objective-perturbation", "sigma": 5e-324}
+    before = written()
+    answer = api.register(logistic.parts(privacy=privacy))
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["field"] == "manifest.privacy.sigma"
+    assert written() == before

@@ -208,6 +208,9 @@ def test_a_model_that_has_to_be_retrained_says_why_and_takes_nothing_more(
     api, trained, model_id, session
 ):
     model = service.get(session, uuid.UUID(model_id))
+    key, body = {"Idempotency-Key": "before"}, trained.request(model_id)
+    accepted = api.post("/v1/unlearning-requests", json=body, headers=key)
+    assert accepted.status_code == 202
     size = api.get("/v1/audit/checkpoint").json()["size"]
     service.require_retraining(session, model, "the budget is spent")
     service.require_retraining(session, model, "once more")
@@ -219,6 +222,9 @@ def test_a_model_that_has_to_be_retrained_says_why_and_takes_nothing_more(
     answer = api.post("/v1/unlearning-requests", json=trained.request(model_id))
     assert answer.status_code == 409
     assert "the budget is spent" in answer.json()["detail"]
+    assert answer.json()["remedy"] == "Train and register a new model."
+    again = api.post("/v1/unlearning-requests", json=body, headers=key)
+    assert (again.status_code, again.json()["id"]) == (202, accepted.json()["id"])
 
 
 def test_a_retired_model_stays_retired(session, model):

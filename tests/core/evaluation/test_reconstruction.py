@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation.reconstruction import leading_direction, reconstruction_leak
+from core.evaluation.reconstruction import leading_directions, reconstruction_leak
 from core.problem import Ridge
 from core.vocabulary import Anchor, RidgeConvention
 from tests.reference import logistic_problems
@@ -62,9 +62,10 @@ def test_no_change_and_no_features_reveal_nothing():
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
 def test_the_direction_does_not_depend_on_the_scale(scale):
     matrix = torch.tensor([[3.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
-    found = leading_direction(scale * matrix)
-    assert found is not None
-    assert found.abs().tolist() == pytest.approx([0.6, 0.8])
+    found = leading_directions(torch.stack([scale * matrix, matrix, 0 * matrix]))
+    assert found[0].abs().tolist() == pytest.approx([0.6, 0.8])
+    assert found[1].abs().tolist() == pytest.approx([0.6, 0.8])
+    assert found[2].tolist() == [0.0, 0.0]
 
 
 def test_noise_as_large_as_the_change_hides_a_record():

@@ -268,3 +268,11 @@ def test_the_tier_itself_asks_for_surrogate_features():
     )
     with pytest.raises(InvalidOptionError, match="there are none"):
         run(bare)
+
+
+def test_a_declared_distance_says_that_it_is_of_the_training_set_at_registration():
+    # It is not tracked through deletions, so the premise has to say what it takes for granted.
+    stated = SurrogateDistance(0.5, Standing.ATTESTED).assumption()
+    assert "at registration" in stated.text
+    assert "still" in stated.text
+    assert "every output" in stated.text
