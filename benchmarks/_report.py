@@ -56,6 +56,20 @@ def _processor() -> str:
     return platform.processor()
 
 
+def memory(name: str) -> int:
+    """Return a line of /proc/self/status in bytes: `VmRSS` is what is resident, `VmHWM` its peak.
+
+    Not getrusage: what a child has counted there begins with its parent's peak.
+
+    Raises:
+        LookupError: There is no such line.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise LookupError(f"/proc/self/status: has no {name}")
+
+
 def where(report: dict[str, Any]) -> str:
     """Return in one line what a report was measured on: machine, versions and commit."""
     measured = report["machine"]

@@ -25,7 +25,6 @@ digits), of which 600 are forgotten. Four tables:
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -139,7 +138,7 @@ def child(path: Path, run: Run) -> Row:
         "status": found.report.status,
         "seconds": statistics.median(times),
         "seconds_measuring": measuring,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": _report.memory("VmHWM") / 2**30,
         "below_floor": max(-float(values.min() / values.max()), 0.0),
         "mean_square": float(measured.curvatures.square().mean()),
         **{name: found.report.figures[name] for name in ("objective", "iterations")},

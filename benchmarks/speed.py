@@ -423,9 +423,9 @@ def measure_resident(which: str) -> float:
     Stream(build(200, RidgeConvention.PER_SAMPLE, 64)).step()
     stream = Stream(case)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = _report.memory("VmRSS")
     stream.step()
-    return (_status("VmHWM") - before) / (_BYTES * RESIDENT_FEATURES**2)
+    return (_report.memory("VmHWM") - before) / (_BYTES * RESIDENT_FEATURES**2)
 
 
 def main() -> None:
@@ -520,13 +520,6 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 
 def _row(rows: list[dict[str, Any]], table: str, convention: RidgeConvention) -> dict[str, Any]:
     return next(row for row in rows if row["table"] == table and row["convention"] == convention)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise LookupError(f"/proc/self/status: has no {name}")
 
 
 if __name__ == "__main__":
