@@ -19,7 +19,7 @@ from core.options import UnlearningOptions
 from core.problem import LinearModel, SampleSet, Surrogate, require_matrix, require_shape
 from core.release import Released, release, require_budget, require_true_bound
 from core.results import Assumption, Bound, Refused, Unlearned
-from core.statistics import Statistics
+from core.statistics import Statistics, require_fit
 from core.tiers import certified, estimated, exact, surrogate
 from core.tiers._deletion import Deletion, Outcome, Progress
 from core.vocabulary import Method, Standing, Task, Tier
@@ -136,7 +136,7 @@ def _require_statistics(deletion: Deletion) -> None:
         if deletion.options.method is Method.STORED:
             raise InvalidOptionError("method: `stored` needs statistics, and none are stored")
         return
-    statistics.require_fit(model)
+    require_fit(statistics, model)
 
 
 def _admit(deletion: Deletion) -> None:

@@ -17,9 +17,8 @@ from core import curvature
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
 from core.factorisation import factorise
 from core.losses import logistic
-from core.problem import LinearModel, Ridge, SampleSet, require_matrix
+from core.problem import Ridge, SampleSet, require_matrix
 from core.rounding import UNIT_ROUND_OFF, gamma, upward
-from core.vocabulary import Loss
 
 # Sums over blocks round as often as a block has rows, plus once a block: near √n at its best.
 _BLOCK_ROWS = 512
@@ -216,27 +215,6 @@ class LogisticStatistics:
         )
         rest._require_possible()  # noqa: SLF001 - its own class
         return rest
-
-    def require_fit(self, model: LinearModel) -> None:
-        """Check that these can be the statistics of a model's training set.
-
-        Args:
-            model: The model.
-
-        Raises:
-            InvalidTensorError: The dimensions differ.
-            InvalidOptionError: n differs, or the model has another loss.
-        """
-        if model.loss is not Loss.LOGISTIC:
-            raise InvalidOptionError(
-                f"statistics: these are of the logistic loss, the model has {model.loss}"
-            )
-        require_matrix("statistics.anchor", self.anchor, *model.weights.shape)
-        if self.n_samples != model.n_samples:
-            raise InvalidOptionError(
-                f"statistics.n_samples: expected the model's {model.n_samples}, "
-                f"got {self.n_samples}"
-            )
 
     def _require_possible(self) -> None:
         least, most = float(self.target_sums.min()), float(self.target_sums.max())

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
 from core.factorisation import factorise
-from core.problem import LinearModel, Ridge, SampleSet, require_matrix, require_shape
+from core.problem import Ridge, SampleSet, require_matrix, require_shape
 from core.products import rows_times
 from core.rounding import UNIT_ROUND_OFF, gamma, upward
 from core.statistics import factor as factors
 from core.statistics.factor import JointGram, StoredFactor
-from core.vocabulary import Loss
 
 # Larger deletions, as a share of d, cost less by a factorisation than by updating inverses.
 _SMALL_DELETION = 0.25
@@ -316,27 +315,6 @@ class StoredStatistics:
         """
         factor = factors.restore(self._joint(), inverse, shift, joint_inverse)
         return dataclasses.replace(self, factor=factor)
-
-    def require_fit(self, model: LinearModel) -> None:
-        """Check that these can be the statistics of a model's training set.
-
-        Args:
-            model: The model.
-
-        Raises:
-            InvalidTensorError: The dimensions differ.
-            InvalidOptionError: n differs, or the model has another loss.
-        """
-        if model.loss is not Loss.SQUARED:
-            raise InvalidOptionError(
-                f"statistics: these are of the squared loss, the model has {model.loss}"
-            )
-        require_shape("statistics.cross", self.cross, *model.weights.shape)
-        if self.n_samples != model.n_samples:
-            raise InvalidOptionError(
-                f"statistics.n_samples: expected the model's {model.n_samples}, "
-                f"got {self.n_samples}"
-            )
 
     def _gram_times(self, weights: Tensor) -> Tensor:
         # G is symmetric, and WᵀG takes half the time of GW: W has few columns.

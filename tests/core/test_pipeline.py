@@ -444,7 +444,7 @@ def test_statistics_of_another_number_of_samples_are_the_callers_mistake():
         ({"forget": make(0, 9, 5, 2, 3).forget}, r"forget.features: expected shape \(any, 4\)"),
         ({"forget": make(0, 9, 4, 3, 3).forget}, r"forget.targets: expected shape \(any, 2\)"),
         ({"holdout": make(0, 9, 5, 2, 3).forget}, "holdout.features"),
-        ({"statistics": make(0, 30, 5, 2, 3).statistics}, "statistics.cross"),
+        ({"statistics": make(0, 30, 5, 2, 3).statistics}, r"statistics: expected \(d, C\)"),
         ({"forget": samples(np.full((1, 4), 1e3), np.ones((1, 2)))}, "norm 2000, more than"),
     ],
 )

@@ -13,7 +13,7 @@ from app.registry.models import Model
 from app.registry.schemas import Manifest
 from core.problem import LinearModel, Ridge, SampleSet
 from core.serialization import dump_statistics, load_statistics
-from core.statistics import collect_logistic
+from core.statistics import collect_logistic, require_fit
 from core.vocabulary import Loss, RidgeConvention
 
 URL = "/v1/unlearning-requests"
@@ -64,14 +64,15 @@ def test_what_is_stored_is_what_the_core_loads(api, session, services, some):
     model = session.get_one(Model, identifier)
     revision = service.current_revision(session, model)
     stored = load_statistics(service.load_statistics(session, services.store, revision))
-    stored.require_fit(
+    require_fit(
+        stored,
         LinearModel(
             torch.from_numpy(some.weight),
             Ridge(RidgeConvention.PER_SAMPLE, 0.01),
             40,
             1.0,
             loss=Loss.LOGISTIC,
-        )
+        ),
     )
     collected = collect_logistic(
         [SampleSet(torch.from_numpy(some.x), torch.from_numpy(some.y))],

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from core.errors import InvalidOptionError, InvalidTensorError, StatisticsMismatchError
 from core.problem import LinearModel, Ridge, SampleSet
-from core.statistics import LogisticStatistics, collect_logistic, merge_logistic
+from core.statistics import LogisticStatistics, collect_logistic, merge_logistic, require_fit
 from core.vocabulary import Loss, RidgeConvention
 from tests.reference import logistic as reference
 from tests.reference.logistic_problems import LogisticProblem, make, problems
@@ -201,16 +201,16 @@ def test_without_a_batch_there_is_nothing_to_collect():
 def test_statistics_fit_only_a_logistic_model_of_the_same_size():
     problem = make(3, 6, 2, 1)
     statistics, model = problem.statistics, problem.model
-    statistics.require_fit(model)
+    require_fit(statistics, model)
     with pytest.raises(InvalidOptionError, match="n_samples"):
-        statistics.require_fit(dataclasses.replace(model, n_samples=7))
-    with pytest.raises(InvalidOptionError, match="logistic loss, the model has squared"):
-        statistics.require_fit(dataclasses.replace(model, loss=Loss.SQUARED))
+        require_fit(statistics, dataclasses.replace(model, n_samples=7))
+    with pytest.raises(InvalidOptionError, match="logistic loss, and the model has squared"):
+        require_fit(statistics, dataclasses.replace(model, loss=Loss.SQUARED))
     wide = LinearModel(
         torch.zeros(3, 1, dtype=torch.float64), problem.ridge, 6, 1.0, loss=Loss.LOGISTIC
     )
-    with pytest.raises(InvalidTensorError, match=r"statistics\.anchor"):
-        statistics.require_fit(wide)
+    with pytest.raises(InvalidTensorError, match=r"expected \(d, C\) = \(3, 1\), got \(2, 1\)"):
+        require_fit(statistics, wide)
 
 
 @pytest.mark.parametrize(
