@@ -171,7 +171,7 @@ def test_forged_samples_are_refused():
 def test_statistics_of_another_loss_are_refused():
     problem = make(3, 50, 3, 1)
     squared = collect([problem.rows(slice(None))])
-    with pytest.raises(InvalidOptionError, match="squared loss, the model has logistic"):
+    with pytest.raises(InvalidOptionError, match="squared loss, and the model has logistic"):
         attempt(problem, 2, statistics=squared)
 
 
