@@ -53,6 +53,7 @@ class Deletion:
     remaining: Statistics | None = None
     gates: list[GateResult] = field(default_factory=list)
     seeds: dict[str, int] = field(default_factory=dict)
+    _forget_gradient: Tensor | None = field(default=None, init=False, repr=False)
     released_before: Tensor | None = None
 
     @property
@@ -77,8 +78,17 @@ class Deletion:
 
     def forget_gradient(self) -> Tensor:
         """Return ∇_f at the model's weights, shape (d, C), sum form with its share of the ridge."""
+        if self._forget_gradient is None:
+            functions = losses.OF[self.model.loss]
+            self._forget_gradient = functions.gradient(
+                self.model.weights, self.forget, self.forgotten_shift
+            )
+        return self._forget_gradient
+
+    def forget_gradient_round_off(self) -> float:
+        """Return a bound on the round-off of `forget_gradient` in the Frobenius norm."""
         functions = losses.OF[self.model.loss]
-        return functions.gradient(self.model.weights, self.forget, self.forgotten_shift)
+        return functions.gradient_round_off(self.model.weights, self.forget, self.forgotten_shift)
 
     def seed(self, purpose: str) -> int:
         """Return the seed of one purpose and record that it was used."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from core import bounds, gate, losses
+from core import bounds, gate
 from core.hessian._estimate import HessianEstimate
 from core.hessian.forget_curvature import forget_curvature
 from core.hessian.paper_sdp import paper_sdp
@@ -12,6 +12,7 @@ from core.results import Bound
 from core.tiers._deletion import Deletion, Outcome
 from core.tiers._exchangeability import require_exchangeable
 from core.tiers._inspection import inspect
+from core.tiers._worst_case import worst_case
 from core.vocabulary import Method, Prior
 
 
@@ -38,7 +39,7 @@ def run(deletion: Deletion) -> Outcome:
     reliability = _review_reliability(deletion, estimate, step, forget_gradient, reliability)
     deletion.progress("bound", 0.8)
     seen = inspect(deletion, step.weights)
-    found = (*_bounds(deletion, step, forget_gradient, reliability), *seen.bounds)
+    found = (*_bounds(deletion, step, reliability), *seen.bounds)
     return Outcome(
         weights=step.weights,
         remaining=seen.remaining,
@@ -118,25 +119,10 @@ def _review_reliability(
     return reliability
 
 
-def _bounds(
-    deletion: Deletion, step: NewtonStep, forget_gradient: Tensor, reliability: float
-) -> tuple[Bound, ...]:
+def _bounds(deletion: Deletion, step: NewtonStep, reliability: float) -> tuple[Bound, ...]:
     model = deletion.model
-    functions = losses.OF[model.loss]
-    worst = bounds.worst_case_residual(
-        change=step.weights - model.weights,
-        forget_gradient=forget_gradient,
-        forget_gradient_round_off=functions.gradient_round_off(
-            model.weights, deletion.forget, deletion.forgotten_shift
-        ),
-        n_remaining=deletion.n_remaining,
-        ridge=model.ridge,
-        feature_norm_bound=deletion.feature_norm_bound,
-        training_gradient_bound=model.gradient_norm_bound,
-        largest_curvature=functions.LARGEST_CURVATURE,
-    )
     return (
-        *bounds.worst_case_bounds(worst, deletion.n_remaining, model.ridge, model.loss),
+        *worst_case(deletion, step.weights - model.weights),
         bounds.cross_fitted_estimate(reliability),
         *bounds.published_bounds(model.loss),
     )

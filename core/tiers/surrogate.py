@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core import bounds, gate, losses
+from core import bounds, gate
 from core.bounds import SurrogateDistance
 from core.errors import InvalidOptionError
 from core.hessian._estimate import HessianEstimate
@@ -15,6 +15,7 @@ from core.rounding import UNIT_ROUND_OFF, gamma, upward
 from core.tiers._deletion import Deletion, Outcome
 from core.tiers._exchangeability import require_exchangeable
 from core.tiers._inspection import inspect
+from core.tiers._worst_case import worst_case
 from core.vocabulary import Loss, Standing
 
 _BETTER = (
@@ -98,7 +99,7 @@ def _residual(
         estimate_round_off=_estimate_round_off(deletion, surrogate.features),
         change=change,
         forget_gradient=deletion.forget_gradient(),
-        forget_gradient_round_off=_gradient_round_off(deletion),
+        forget_gradient_round_off=deletion.forget_gradient_round_off(),
         distance=distance.value,
         n_samples=model.n_samples,
         n_remaining=deletion.n_remaining,
@@ -111,16 +112,6 @@ def _bounds(
     deletion: Deletion, change: Tensor, residual: float, distance: SurrogateDistance
 ) -> tuple[Bound, ...]:
     model = deletion.model
-    worst = bounds.worst_case_residual(
-        change=change,
-        forget_gradient=deletion.forget_gradient(),
-        forget_gradient_round_off=_gradient_round_off(deletion),
-        n_remaining=deletion.n_remaining,
-        ridge=model.ridge,
-        feature_norm_bound=deletion.feature_norm_bound,
-        training_gradient_bound=model.gradient_norm_bound,
-        largest_curvature=losses.OF[model.loss].LARGEST_CURVATURE,
-    )
     return (
         *bounds.surrogate_bounds(
             residual,
@@ -130,7 +121,7 @@ def _bounds(
             n_remaining=deletion.n_remaining,
             ridge=model.ridge,
         ),
-        *bounds.worst_case_bounds(worst, deletion.n_remaining, model.ridge, model.loss),
+        *worst_case(deletion, change),
     )
 
 
@@ -147,12 +138,6 @@ def _require_harmless(
         finding=f"{word} residual, with the surrogate at a distance of {distance.value:.3g},",
         remedy=_BETTER,
     )
-
-
-def _gradient_round_off(deletion: Deletion) -> float:
-    model = deletion.model
-    functions = losses.OF[model.loss]
-    return functions.gradient_round_off(model.weights, deletion.forget, deletion.forgotten_shift)
 
 
 def _estimate_round_off(deletion: Deletion, features: Tensor) -> float:
