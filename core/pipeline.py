@@ -5,22 +5,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from core import bounds, gate
-from core.errors import (
-    IllConditionedError,
-    InvalidOptionError,
-    InvalidTensorError,
-    SolverError,
-    StatisticsMismatchError,
-)
+from core import gate
+from core.errors import InvalidOptionError, InvalidTensorError
 from core.evaluation.comparison import compare
-from core.gate import GateFailedError
 from core.options import UnlearningOptions
 from core.problem import LinearModel, SampleSet, Surrogate, require_matrix, require_shape
-from core.release import Released, release, require_budget, require_true_bound
-from core.results import Assumption, Bound, Refused, Unlearned
+from core.results import Refused, Unlearned
 from core.statistics import Statistics, require_fit
 from core.tiers import certified, estimated, exact, surrogate
+from core.tiers._answer import answer
 from core.tiers._deletion import Deletion, Outcome, Progress
 from core.vocabulary import Method, Standing, Task, Tier
 
@@ -82,27 +75,12 @@ def unlearn(
     )
     deletion.released_before = released_before
     _require_consistent(deletion)
-    try:
-        return _run_stages(deletion, noise_key)
-    except GateFailedError as failure:
-        return _refused(deletion, failure)
-    except StatisticsMismatchError as error:
-        return _refused(deletion, gate.downdate_failed(error))
-    except (IllConditionedError, SolverError) as error:
-        return _refused(deletion, gate.unsolvable(error))
+    return answer(deletion, _find_outcome, compare, noise_key)
 
 
-def _run_stages(deletion: Deletion, noise_key: bytes | None) -> Unlearned:
-    privacy = deletion.model.privacy
-    deletion.gates.extend(require_true_bound(privacy, deletion.tier, noise_key))
+def _find_outcome(deletion: Deletion) -> Outcome:
     _admit(deletion)
-    outcome = _TIERS[deletion.tier](deletion)
-    deletion.gates.extend(require_budget(privacy, deletion.tier, outcome.bounds))
-    released = release(privacy, outcome.weights, outcome.bounds, noise_key)
-    deletion.progress("evaluate", 0.9)
-    result = _completed(deletion, outcome, released)
-    deletion.progress("evaluate", 1.0)
-    return result
+    return _TIERS[deletion.tier](deletion)
 
 
 # --- Before the stages -------------------------------------------------------------------------
@@ -154,44 +132,4 @@ def _admit(deletion: Deletion) -> None:
             feature_norm_bound=deletion.feature_norm_bound,
             task=deletion.task,
         )
-    )
-
-
-# --- The answers -------------------------------------------------------------------------------
-
-
-def _completed(deletion: Deletion, outcome: Outcome, released: Released) -> Unlearned:
-    found = bounds.with_membership(outcome.bounds, deletion.membership)
-    return Unlearned(
-        weights=outcome.weights,
-        release=released.weights,
-        statistics=outcome.remaining,
-        n_samples=deletion.n_remaining,
-        gradient_norm_bound=outcome.gradient_norm_bound,
-        tier=deletion.tier,
-        method=deletion.options.method,
-        bounds=found,
-        gates=tuple(deletion.gates),
-        solvers=outcome.solvers,
-        metrics=compare(deletion, outcome, released.weights),
-        seeds=dict(deletion.seeds),
-        assumptions=_assumptions(found),
-        privacy=released.privacy,
-    )
-
-
-def _assumptions(found: tuple[Bound, ...]) -> tuple[Assumption, ...]:
-    # Each once, in the order of the bounds that rest on them.
-    return tuple(dict.fromkeys(stated for bound in found for stated in bound.assumptions))
-
-
-def _refused(deletion: Deletion, failure: GateFailedError) -> Refused:
-    return Refused(
-        cause=failure.cause,
-        detail=failure.result.detail,
-        remedy=failure.remedy,
-        tier=deletion.tier,
-        method=deletion.options.method,
-        gates=(*deletion.gates, failure.result),
-        seeds=dict(deletion.seeds),
     )

@@ -1,14 +1,20 @@
 """What a deletion changed, as far as there is data to measure on."""
 
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
 import torch
 from torch import Tensor
 
 from core.evaluation.membership import loss_threshold
 from core.evaluation.reconstruction import reconstruction_leak
 from core.evaluation.scores import score
-from core.results import Metrics, ReconstructionLeak
+from core.privacy import Privacy
+from core.results import MembershipInference, Metrics, ReconstructionLeak, Score
 from core.tiers._deletion import Deletion, Outcome
 from core.vocabulary import Mechanism
+
+_Samples = TypeVar("_Samples")
 
 
 def compare(deletion: Deletion, outcome: Outcome, released: Tensor) -> Metrics:
@@ -22,67 +28,144 @@ def compare(deletion: Deletion, outcome: Outcome, released: Tensor) -> Metrics:
     Returns:
         Scores; what could not be measured is None and named in `missing`.
     """
-    model, forget, holdout = deletion.model, deletion.forget, deletion.holdout
-    functions = (model.loss, deletion.task)
-    before = _seen_before(deletion)
-    missing = {"reference_models": "LiRA needs models trained on the data, which is not here"}
-    if holdout is None:
-        missing["holdout"] = "no holdout was registered"
-        missing["membership"] = "no holdout was registered"
-    if outcome.retain_losses is None:
-        missing["retain_loss"] = "the stored statistics do not tell it"
-        if deletion.remaining is None:
-            missing["retain_loss"] = "no statistics are stored"
-    retain_before, retain_after = outcome.retain_losses or (None, None)
-    weights = model.weights if before is None else before
-    return Metrics(
-        forget_before=score(weights, forget, *functions),
-        forget_after=score(released, forget, *functions),
-        holdout_before=None if holdout is None else score(weights, holdout, *functions),
-        holdout_after=None if holdout is None else score(released, holdout, *functions),
-        retain_loss_before=retain_before,
-        retain_loss_after=retain_after,
-        weight_change=float(torch.linalg.norm(released - weights)),
-        membership_before=None
-        if holdout is None
-        else loss_threshold(weights, forget, holdout, model.loss),
-        membership_after=None
-        if holdout is None
-        else loss_threshold(released, forget, holdout, model.loss),
-        reconstruction=_reconstruction(deletion, outcome, before, released, missing),
+    model, task = deletion.model, deletion.task
+    before = seen_before(model, deletion.released_before)
+    # What the tier knows of H_rΔW is about weights without noise.
+    plain = released is outcome.weights and before is model.weights
+    leak = None
+    if before is not None:
+        leak = reconstruction_leak(
+            released - before,
+            deletion.forget,
+            outcome.remaining,
+            model.ridge,
+            outcome.hessian_change if plain else None,
+        )
+    missing = why_missing(
+        holdout=deletion.holdout,
+        statistics=deletion.remaining,
+        retain_losses=outcome.retain_losses,
+        before=before,
+        leak=leak,
+    )
+    return measure(
+        model.weights if before is None else before,
+        released,
+        deletion.forget,
+        deletion.holdout,
+        score=lambda weights, samples: score(weights, samples, model.loss, task),
+        infer=lambda weights, forget, holdout: loss_threshold(weights, forget, holdout, model.loss),
+        retain_losses=outcome.retain_losses,
+        leak=leak,
         missing=missing,
     )
 
 
-def _seen_before(deletion: Deletion) -> Tensor | None:
-    # With output perturbation the model's own weights never left the service.
-    if deletion.released_before is not None:
-        return deletion.released_before
-    privacy = deletion.model.privacy
-    if privacy is not None and privacy.mechanism is Mechanism.OUTPUT:
-        return None
-    return deletion.model.weights
-
-
-def _reconstruction(
-    deletion: Deletion,
-    outcome: Outcome,
-    before: Tensor | None,
+def measure(
+    weights: Tensor,
     released: Tensor,
-    missing: dict[str, str],
-) -> ReconstructionLeak | None:
+    forget: _Samples,
+    holdout: _Samples | None,
+    *,
+    score: Callable[[Tensor, _Samples], Score],
+    infer: Callable[[Tensor, _Samples, _Samples], MembershipInference],
+    retain_losses: tuple[float, float] | None,
+    leak: ReconstructionLeak | None,
+    missing: Mapping[str, str],
+) -> Metrics:
+    """Score old and new weights, whatever kind of model they are of.
+
+    Args:
+        weights: What was seen of the model before, any shape, float64.
+        released: What leaves the service now, likewise.
+        forget: D_f.
+        holdout: Samples that were never trained on, if any.
+        score: Measures weights on samples.
+        infer: Attacks weights, told the forget samples and the holdout.
+        retain_losses: L(W; D_r) before and after, if they are known.
+        leak: What both weights together reveal, if it is known.
+        missing: Why figures are missing.
+
+    Returns:
+        The figures.
+    """
+    retain_before, retain_after = retain_losses or (None, None)
+    return Metrics(
+        forget_before=score(weights, forget),
+        forget_after=score(released, forget),
+        holdout_before=None if holdout is None else score(weights, holdout),
+        holdout_after=None if holdout is None else score(released, holdout),
+        retain_loss_before=retain_before,
+        retain_loss_after=retain_after,
+        weight_change=float(torch.linalg.norm(released - weights)),
+        membership_before=None if holdout is None else infer(weights, forget, holdout),
+        membership_after=None if holdout is None else infer(released, forget, holdout),
+        reconstruction=leak,
+        missing=missing,
+    )
+
+
+def why_missing(
+    *,
+    holdout: object | None,
+    statistics: object | None,
+    retain_losses: object | None,
+    before: Tensor | None,
+    leak: ReconstructionLeak | None,
+) -> dict[str, str]:
+    """Say why figures are missing.
+
+    Args:
+        holdout: Samples that were never trained on, if any.
+        statistics: Stored ones, if any.
+        retain_losses: What they tell of the loss, if anything.
+        before: What was seen of the model before, if it is at hand.
+        leak: What old and new weights together reveal, if it was measured.
+
+    Returns:
+        Reasons by the names of `core.results.Metrics.missing`.
+    """
+    missing = {"reference_models": "LiRA needs models trained on the data, which is not here"}
+    if holdout is None:
+        missing["holdout"] = "no holdout was registered"
+        missing["membership"] = "no holdout was registered"
+    if retain_losses is None:
+        missing["retain_loss"] = "the stored statistics do not tell it"
+        if statistics is None:
+            missing["retain_loss"] = "no statistics are stored"
     if before is None:
         missing["reconstruction"] = "what was released before is not at hand"
-        return None
-    # What the tier knows of H_rΔW is about weights without noise.
-    plain = released is outcome.weights and before is deletion.model.weights
-    leak = reconstruction_leak(
-        released - before,
-        deletion.forget,
-        outcome.remaining,
-        deletion.model.ridge,
-        outcome.hessian_change if plain else None,
-    )
-    if leak is None:
+    elif leak is None:
         missing["reconstruction"] = "the weights did not change, so that they reveal nothing"
-    return leak
+    return missing
+
+
+class _Released(Protocol):
+    """A model of any kind, as far as its releases go."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Return its weights."""
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """Return how residuals of deletions are hidden."""
+
+
+def seen_before(model: _Released, released_before: Tensor | None) -> Tensor | None:
+    """Return what was seen of a model before a deletion.
+
+    Args:
+        model: The model.
+        released_before: What was released of it, if it is at hand.
+
+    Returns:
+        That, or the model's own weights; None where these never left the service, as with output
+        perturbation, and what did is not at hand.
+    """
+    if released_before is not None:
+        return released_before
+    privacy = model.privacy
+    if privacy is not None and privacy.mechanism is Mechanism.OUTPUT:
+        return None
+    return model.weights

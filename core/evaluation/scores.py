@@ -28,11 +28,20 @@ def score(weights: Tensor, samples: SampleSet, loss: Loss, task: Task) -> Score:
     count = len(samples)
     accuracy = None
     if task is Task.CLASSIFICATION:
-        accuracy = int(_right(samples.features @ weights, samples.targets).sum()) / count
+        accuracy = int(right_answers(samples.features @ weights, samples.targets).sum()) / count
     return Score(losses.OF[loss].loss(weights, samples) / count, accuracy, count)
 
 
-def _right(outputs: Tensor, targets: Tensor) -> Tensor:
+def right_answers(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return which samples' largest output is their class.
+
+    Args:
+        outputs: Shape (n, C), float64.
+        targets: One-hot rows, shape (n, C), or 0 and 1 where C = 1.
+
+    Returns:
+        Shape (n,), bool.
+    """
     if targets.shape[1] == 1:
         # One output stands for two classes: logistic, its sign decides.
         return (outputs[:, 0] > 0) == (targets[:, 0] > 0.5)  # noqa: PLR2004

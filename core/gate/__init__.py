@@ -1,6 +1,7 @@
 """Tests that a deletion has to pass before anything is written (METHOD §4)."""
 
 from core.gate._failure import GateFailedError
+from core.gate._p_values import SkewTest, judge, mean_p_value, require_testable
 from core.gate.admission import (
     downdate_failed,
     downdate_passed,
@@ -22,12 +23,15 @@ from core.gate.skew import require_exchangeable, skew_not_tested
 
 __all__ = [
     "GateFailedError",
+    "SkewTest",
     "cross_fitted_residual",
     "downdate_failed",
     "downdate_passed",
     "estimate_deviation",
     "estimated_surrogate_distance",
     "halvings",
+    "judge",
+    "mean_p_value",
     "require_exchangeable",
     "require_halves",
     "require_identified",
@@ -35,6 +39,7 @@ __all__ = [
     "require_precise",
     "require_reliable",
     "require_remainder",
+    "require_testable",
     "skew_not_tested",
     "unsolvable",
 ]

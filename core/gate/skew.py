@@ -13,44 +13,34 @@ squared loss the training gradient itself and the mean squared residual.
 The tests' level is shared out by Bonferroni's inequality: the smallest p-value times their number.
 """
 
-import importlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from core.gate._failure import BETTER_MEANS, GateFailedError
+from core.gate._p_values import (
+    MOST_DIRECTIONS,
+    NAME,
+    SMALLEST_SPREAD,
+    SkewTest,
+    array,
+    judge,
+    mean_p_value,
+    require_testable,
+    special,
+)
 from core.gate._sums import class_counts, feature_sums
 from core.problem import LinearModel, SampleSet
 from core.results import GateResult
 from core.statistics import Statistics, StoredStatistics
-from core.vocabulary import Loss, Mechanism, RefusalCause
+from core.vocabulary import Loss, Mechanism
 
-# Fewer samples say nothing about their own spread.
-FEWEST_SAMPLES = 8
-_SAMPLES_A_DIRECTION = 20
-_MOST_DIRECTIONS = 12
 # Pearson's rule: with fewer expected in a class, χ² is not the law of the statistic.
 _FEWEST_EXPECTED = 5.0
 _DRAWS = 9_999
-# Of repeated samples nothing but round-off is left of a spread.
-_SMALLEST_SPREAD = 1e-8
-_NAME = "forget_set_is_exchangeable"
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Test:
-    """One test: its p-value, and what it compared."""
-
-    p_value: float
-    compared: str
 
 
 def require_exchangeable(
@@ -76,41 +66,9 @@ def require_exchangeable(
     Raises:
         GateFailedError: The forget set differs, or is too small for any test.
     """
-    if len(forget) < FEWEST_SAMPLES:
-        raise GateFailedError(
-            GateResult(
-                _NAME,
-                passed=False,
-                value=None,
-                threshold=level,
-                detail=f"{len(forget)} forget samples are too few to test whether they are drawn "
-                f"like the training set: at least {FEWEST_SAMPLES} are needed",
-            ),
-            RefusalCause.FORGET_SET_TOO_SMALL,
-            f"batch more deletions, {BETTER_MEANS}",
-        )
+    require_testable(len(forget), level)
     rng = np.random.default_rng(seed)
-    tests = list(_tests(model, forget, statistics, rng))
-    first = min(tests, key=lambda test: test.p_value)
-    value = min(1.0, len(tests) * first.p_value)
-    passed = value >= level
-    names = ", ".join(test.compared for test in tests)
-    result = GateResult(
-        _NAME,
-        passed,
-        value,
-        level,
-        f"tests of {len(tests)} kinds ({names}) give p ≈ {value:.3g} together"
-        + ("" if passed else f"; the forget set differs in {first.compared}"),
-    )
-    if not passed:
-        raise GateFailedError(
-            result,
-            RefusalCause.FORGET_SET_SKEWED,
-            f"{BETTER_MEANS}: this forget set is not drawn like the training set, so its curvature "
-            "cannot stand for the rest's",
-        )
-    return result
+    return judge(list(_tests(model, forget, statistics, rng)), level)
 
 
 def skew_not_tested() -> GateResult:
@@ -120,7 +78,7 @@ def skew_not_tested() -> GateResult:
         A gate that was not held against anything; the assumption stays an assumption.
     """
     return GateResult(
-        _NAME,
+        NAME,
         passed=True,
         value=None,
         threshold=None,
@@ -131,7 +89,7 @@ def skew_not_tested() -> GateResult:
 
 def _tests(
     model: LinearModel, forget: SampleSet, statistics: Statistics | None, rng: np.random.Generator
-) -> Iterator[_Test]:
+) -> Iterator[SkewTest]:
     yield from _gradient_tests(model, forget, statistics, rng)
     if statistics is None:
         return
@@ -148,7 +106,7 @@ def _tests(
 
 def _gradient_tests(
     model: LinearModel, forget: SampleSet, statistics: Statistics | None, rng: np.random.Generator
-) -> Iterator[_Test]:
+) -> Iterator[SkewTest]:
     # Linear functionals of the mean of x eᵀ: along the weights, w_cᵀx·e_c, which needs no choice,
     # and along the mean feature. That direction is taken from one half and tested on the other:
     # chosen from the samples that it is tested on, it would find differences everywhere.
@@ -158,22 +116,22 @@ def _gradient_tests(
     residuals = probabilities - forget.targets
     along_weights = (model.weights * mean).sum(dim=0)
     reach = float(torch.linalg.vector_norm(model.weights, dim=0).max())
-    p_value = _mean_p_value(
-        _array(margins * residuals), _array(along_weights), slack * reach, model.n_samples, rng
+    p_value = mean_p_value(
+        array(margins * residuals), array(along_weights), slack * reach, model.n_samples, rng
     )
-    yield _Test(p_value, "gradients along the weights")
+    yield SkewTest(p_value, "gradients along the weights")
     order = torch.from_numpy(rng.permutation(len(forget))).to(forget.features.device)
     first, second = order[: len(forget) // 3], order[len(forget) // 3 :]
     direction = forget.features[first].mean(dim=0)
     reach = float(torch.linalg.vector_norm(direction))
-    p_value = _mean_p_value(
-        _array((forget.features[second] @ direction)[:, None] * residuals[second]),
-        _array(direction @ mean),
+    p_value = mean_p_value(
+        array((forget.features[second] @ direction)[:, None] * residuals[second]),
+        array(direction @ mean),
         slack * reach,
         model.n_samples,
         rng,
     )
-    yield _Test(p_value, "gradients along the mean feature")
+    yield SkewTest(p_value, "gradients along the mean feature")
 
 
 def _mean_gradient(model: LinearModel, statistics: Statistics | None) -> tuple[Tensor, float]:
@@ -190,46 +148,6 @@ def _mean_gradient(model: LinearModel, statistics: Statistics | None) -> tuple[T
     return (gradient - shift * model.weights) / model.n_samples, off / model.n_samples
 
 
-def _mean_p_value(
-    values: Array, expected: Array, slack: float, population: int, rng: np.random.Generator
-) -> float:
-    r"""Return the p-value of Hotelling's test that values drawn from D have the expected mean.
-
-    T² = m (φ̄ − μ)ᵀS⁻¹(φ̄ − μ) / (1 − m/n) with m rows, the last factor since they are drawn
-    without replacement; T²(m−k)/(k(m−1)) has the law F(k, m−k) for normal means. With many columns
-    k random mixtures of them are tested: S of few samples says nothing about many directions.
-
-    Args:
-        values: φ of the samples, shape (m, columns).
-        expected: μ, shape (columns,).
-        slack: Bound on the error of μ, Euclidean norm: T is lowered by what that may amount to.
-        population: n.
-        rng: Draws the mixtures.
-
-    Returns:
-        A number in [0, 1].
-    """
-    count, columns = values.shape
-    scale = np.sqrt(np.square(values - expected).mean(axis=0))
-    used = scale > 0
-    if not used.any():
-        return 1.0  # Every sample has exactly the mean of all.
-    scale = np.where(used, scale, 1.0)
-    directions = min(columns, _MOST_DIRECTIONS, max(1, count // _SAMPLES_A_DIRECTION))
-    mixture = np.eye(columns)
-    if directions < columns:
-        mixture = np.linalg.qr(rng.standard_normal((columns, directions)))[0]
-    scaled = ((values - expected) / scale) @ mixture
-    eigenvalues, vectors = np.linalg.eigh(np.atleast_2d(np.cov(scaled, rowvar=False)))
-    spread = np.sqrt(np.maximum(eigenvalues, _SMALLEST_SPREAD**2))
-    root = math.sqrt(count / (1.0 - count / population))
-    distance = root * float(np.linalg.norm((scaled.mean(axis=0) @ vectors) / spread))
-    allowance = root * slack / float(scale[used].min() * spread.min())
-    square = max(distance - allowance, 0.0) ** 2
-    ratio = square * (count - directions) / (directions * (count - 1))
-    return float(_special().fdtrc(directions, count - directions, ratio))
-
-
 # --- What statistics add -------------------------------------------------------------------------
 
 
@@ -238,15 +156,15 @@ def _one_hot(targets: Tensor) -> bool:
     return is_bit and bool((targets.sum(dim=1) == 1).all())
 
 
-def _count_test(counts: tuple[int, ...], targets: Tensor, rng: np.random.Generator) -> _Test:
+def _count_test(counts: tuple[int, ...], targets: Tensor, rng: np.random.Generator) -> SkewTest:
     # Pearson's statistic of the class histogram, whose law under the hypothesis is that of draws
     # from an urn with these counts: χ² where every class expects enough, else by simulation.
     population, drawn = np.array(counts), int(targets.shape[0])
     expected = drawn * population / population.sum()
     present = expected > 0
-    found = _array(targets.sum(dim=0))
+    found = array(targets.sum(dim=0))
     if (found[~present] > 0).any():
-        return _Test(0.0, "class counts")
+        return SkewTest(0.0, "class counts")
 
     def statistic(histogram: Any) -> Any:
         return (np.square(histogram - expected)[..., present] / expected[present]).sum(axis=-1)
@@ -255,37 +173,37 @@ def _count_test(counts: tuple[int, ...], targets: Tensor, rng: np.random.Generat
         total = int(population.sum())
         corrected = float(statistic(found)) * (total - 1) / (total - drawn)
         freedom = int(present.sum()) - 1
-        p_value = float(_special().chdtrc(freedom, corrected)) if freedom > 0 else 1.0
-        return _Test(p_value, "class counts")
+        p_value = float(special().chdtrc(freedom, corrected)) if freedom > 0 else 1.0
+        return SkewTest(p_value, "class counts")
     simulated = rng.multivariate_hypergeometric(population, drawn, size=_DRAWS)
     # A margin for sums of the same terms in another order.
     as_far = int((statistic(simulated) >= statistic(found) * (1 - 1e-12)).sum())
-    return _Test((1 + as_far) / (1 + _DRAWS), "class counts")
+    return SkewTest((1 + as_far) / (1 + _DRAWS), "class counts")
 
 
 def _feature_test(
     statistics: Statistics, sums: Tensor, forget: SampleSet, rng: np.random.Generator
-) -> _Test:
+) -> SkewTest:
     # Mean features along random directions: mean and covariance over D are known, so no estimate
     # of either costs power, and few samples suffice.
     width, population, drawn = sums.shape[0], statistics.n_samples, len(forget)
-    size = min(width, _MOST_DIRECTIONS)
+    size = min(width, MOST_DIRECTIONS)
     directions = torch.from_numpy(rng.standard_normal((width, size))).to(sums)
     mean = directions.T @ sums / population
     second = directions.T @ (statistics.gram @ directions) / population
-    covariance = _array(second - torch.outer(mean, mean))
-    difference = _array((forget.features @ directions).mean(dim=0) - mean)
+    covariance = array(second - torch.outer(mean, mean))
+    difference = array((forget.features @ directions).mean(dim=0) - mean)
     eigenvalues, vectors = np.linalg.eigh(covariance)
     # Directions without spread over D show round-off only.
-    kept = eigenvalues > _SMALLEST_SPREAD * float(second.diagonal().max())
+    kept = eigenvalues > SMALLEST_SPREAD * float(second.diagonal().max())
     if not kept.any():
-        return _Test(1.0, "mean features")
+        return SkewTest(1.0, "mean features")
     parts = (difference @ vectors)[kept] / np.sqrt(eigenvalues[kept])
     square = drawn * (population - 1) / (population - drawn) * float(np.square(parts).sum())
-    return _Test(float(_special().chdtrc(int(kept.sum()), square)), "mean features")
+    return SkewTest(float(special().chdtrc(int(kept.sum()), square)), "mean features")
 
 
-def _residual_test(model: LinearModel, forget: SampleSet, statistics: StoredStatistics) -> _Test:
+def _residual_test(model: LinearModel, forget: SampleSet, statistics: StoredStatistics) -> SkewTest:
     # Σ_D‖e‖² = tr WᵀGW − 2 tr WᵀB + tr YᵀY is stored: samples that the model fits worst, or best,
     # differ from it.
     weights = model.weights
@@ -293,21 +211,11 @@ def _residual_test(model: LinearModel, forget: SampleSet, statistics: StoredStat
     total = float((weights * inner).sum()) + float(statistics.target_gram.trace())
     reach = 1.0 + float(weights.square().sum())
     residuals = forget.features @ weights - forget.targets
-    p_value = _mean_p_value(
-        _array(residuals.square().sum(dim=1, keepdim=True)),
+    p_value = mean_p_value(
+        array(residuals.square().sum(dim=1, keepdim=True)),
         np.array([total / statistics.n_samples]),
         statistics.round_off * reach * weights.shape[1] / statistics.n_samples,
         statistics.n_samples,
         np.random.default_rng(0),  # one column: nothing is drawn
     )
-    return _Test(p_value, "squared residuals")
-
-
-def _array(values: Tensor) -> Array:
-    found: Array = values.detach().cpu().numpy()
-    return found
-
-
-def _special() -> Any:
-    # Distribution functions; comes with the worker's solvers, and has no types.
-    return importlib.import_module("scipy.special")
+    return SkewTest(p_value, "squared residuals")

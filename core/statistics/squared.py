@@ -24,7 +24,8 @@ from core.statistics.factor import JointGram, StoredFactor
 
 # Larger deletions, as a share of d, cost less by a factorisation than by updating inverses.
 _SMALL_DELETION = 0.25
-# Sums over blocks round as often as a block has rows, plus once a block: near √n at its best.
+# Sums over blocks round as often as a block has rows, plus once a block: near √n at its best. With
+# fewer rows than columns, adding up the blocks would take longer than the products.
 _BLOCK_ROWS = 512
 
 
@@ -486,10 +487,9 @@ def _sum_of(samples: SampleSet) -> StoredStatistics:
 
 
 def _blocks(samples: SampleSet) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(_BLOCK_ROWS, samples.features.shape[1])
     yield from zip(
-        torch.split(samples.features, _BLOCK_ROWS),
-        torch.split(samples.targets, _BLOCK_ROWS),
-        strict=True,
+        torch.split(samples.features, size), torch.split(samples.targets, size), strict=True
     )
 
 

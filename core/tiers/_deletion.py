@@ -21,6 +21,21 @@ NORM_SLACK = 1e-6
 _PURPOSES = ("gate", "perturbation", "skew")
 
 
+def seed_of(seed: int, purpose: str, used: dict[str, int]) -> int:
+    """Return the seed of one purpose and record that it was used.
+
+    Args:
+        seed: Of the request.
+        purpose: One of `gate`, `perturbation`, `skew`.
+        used: Where it is recorded.
+
+    Returns:
+        A number of its own for each purpose.
+    """
+    used[purpose] = (seed + _PURPOSES.index(purpose)) % 2**32
+    return used[purpose]
+
+
 @dataclass(slots=True)
 class Deletion:
     """What was asked for, and what the stages find on their way.
@@ -92,9 +107,7 @@ class Deletion:
 
     def seed(self, purpose: str) -> int:
         """Return the seed of one purpose and record that it was used."""
-        seed = (self.options.seed + _PURPOSES.index(purpose)) % 2**32
-        self.seeds[purpose] = seed
-        return seed
+        return seed_of(self.options.seed, purpose, self.seeds)
 
 
 @dataclass(frozen=True, slots=True)
