@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from core.linearised.sketch import SketchStatistics
 from core.statistics import Statistics
 from core.vocabulary import Mechanism, Method, RefusalCause, Standing, Tier
+
+AnyStatistics = Statistics | SketchStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ class Unlearned:
 
     weights: Tensor
     release: Tensor
-    statistics: Statistics | None
+    statistics: AnyStatistics | None
     n_samples: int
     gradient_norm_bound: float
     tier: Tier

@@ -10,6 +10,10 @@ UNIT_ROUND_OFF = 2.0**-53
 # and what is left of them after large deletions is coarser.
 LARGEST_RELATIVE_ROUND_OFF = 1e-6
 
+# What a product with a network's Jacobian may be off by, relative to its size: float64 keeps a
+# million times more, but automatic differentiation has no proof of it.
+PRODUCT_ROUND_OFF = 2.0**-30
+
 # Evaluating a bound rounds as well: at most 2^32 operations a scalar, of relative error 2^-53 each.
 _MARGIN = 1.0 + 2.0**-20
 

@@ -5,6 +5,7 @@ Files hold float64; samples may come as float32, and classes as int64 labels.
 
 import dataclasses
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import safetensors.torch
@@ -13,8 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import InvalidTensorError
+from core.linearised.sketch import SketchStatistics
 from core.problem import SampleSet, require_matrix
-from core.statistics import LogisticStatistics, Statistics, StoredStatistics
+from core.results import AnyStatistics
+from core.statistics import LogisticStatistics, StoredStatistics
 
 _REAL = frozenset({torch.float32, torch.float64})
 # What a file holds of a factor; what was proved about the statistics is proved anew.
@@ -59,12 +62,14 @@ def load_weights(content: bytes) -> Tensor:
     return weights
 
 
-def dump_statistics(statistics: Statistics) -> bytes:
+def dump_statistics(statistics: AnyStatistics) -> bytes:
     """Write the attributes of statistics under their names; the keys tell the kinds apart.
 
     Squared loss: `gram`, `cross`, `target_gram`, `n_samples`, `round_off`; with a factor also
     `factor.inverse`, `factor.shift`, `factor.joint_inverse`. Logistic loss: as the attributes of
-    `core.statistics.LogisticStatistics`. Counts are int64, all else float64.
+    `core.statistics.LogisticStatistics`. Sketch of a network: as those of
+    `core.linearised.sketch.SketchStatistics`, `basis` only where there is one, in float32. Counts
+    are int64, all else float64.
 
     Args:
         statistics: What to write.
@@ -75,7 +80,7 @@ def dump_statistics(statistics: Statistics) -> bytes:
     tensors = {
         field.name: _as_tensor(getattr(statistics, field.name))
         for field in dataclasses.fields(statistics)
-        if field.name != "factor"
+        if field.name != "factor" and getattr(statistics, field.name) is not None
     }
     if isinstance(statistics, StoredStatistics) and statistics.factor is not None:
         tensors |= {
@@ -84,8 +89,8 @@ def dump_statistics(statistics: Statistics) -> bytes:
     return _dump(tensors)
 
 
-def load_statistics(content: bytes) -> Statistics:
-    """Read statistics of either kind.
+def load_statistics(content: bytes) -> AnyStatistics:
+    """Read statistics of any kind.
 
     Args:
         content: A safetensors file. `round_off` may be missing where statistics of the squared
@@ -100,7 +105,9 @@ def load_statistics(content: bytes) -> Statistics:
     """
     tensors = _load(content)
     if "hessians" in tensors:
-        return _logistic_statistics(tensors)
+        return LogisticStatistics(**_fields(LogisticStatistics, tensors))
+    if "sketch" in tensors:
+        return SketchStatistics(**_fields(SketchStatistics, tensors, optional={"basis"}))
     stored = {f"factor.{name}" for name in _FACTOR} if "factor.inverse" in tensors else set()
     _require_keys(
         tensors,
@@ -177,25 +184,27 @@ def _require_keys(
     tensors: Mapping[str, Tensor],
     *,
     required: set[str],
-    optional: frozenset[str] | set[str] = frozenset(),
+    optional: AbstractSet[str] = frozenset(),
 ) -> None:
     found = set(tensors)
     if not required <= found <= required | optional:
         raise InvalidTensorError(f"file: expected keys {sorted(required)}, got {sorted(found)}")
 
 
-def _logistic_statistics(tensors: Mapping[str, Tensor]) -> LogisticStatistics:
-    fields = {field.name: field.type for field in dataclasses.fields(LogisticStatistics)}
-    _require_keys(tensors, required=set(fields))
+def _fields(
+    kind: type, tensors: Mapping[str, Tensor], optional: AbstractSet[str] = frozenset()
+) -> dict[str, Any]:
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    _require_keys(tensors, required=set(types) - optional, optional=optional)
     values: dict[str, Any] = {}
-    for name, kind in fields.items():
-        if kind is int:
+    for name in types.keys() & tensors.keys():
+        if types[name] is int:
             values[name] = int(_scalar(name, tensors[name], torch.int64))
-        elif kind is float:
+        elif types[name] is float:
             values[name] = _scalar(name, tensors[name], torch.float64)
         else:
             values[name] = tensors[name]
-    return LogisticStatistics(**values)
+    return values
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

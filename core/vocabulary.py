@@ -29,6 +29,7 @@ class Method(StrEnum):
     """How the retain Hessian is obtained."""
 
     STORED = "stored"
+    SKETCH = "stored-sketch"  # of a mixed-linear network, whose Gram matrix would not fit
     SURROGATE = "surrogate"
     FORGET_CURVATURE = "forget-curvature"
     PAPER_SDP = "paper-sdp"
@@ -47,6 +48,10 @@ _TIER_OF_STORED: Mapping[Loss, Tier] = {
     Loss.SQUARED: Tier.EXACT,
     Loss.LOGISTIC: Tier.CERTIFIED,
 }
+_TIER_OF_OTHERS: Mapping[Method, Tier] = {
+    Method.SKETCH: Tier.CERTIFIED,
+    Method.SURROGATE: Tier.SURROGATE,
+}
 
 
 def tier_of(method: Method, loss: Loss) -> Tier:
@@ -57,7 +62,7 @@ def tier_of(method: Method, loss: Loss) -> Tier:
     """
     if method is Method.STORED:
         return _TIER_OF_STORED[loss]
-    return Tier.SURROGATE if method is Method.SURROGATE else Tier.ESTIMATED
+    return _TIER_OF_OTHERS.get(method, Tier.ESTIMATED)
 
 
 class PerturbationLaw(StrEnum):

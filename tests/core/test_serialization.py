@@ -6,6 +6,7 @@ import safetensors.numpy
 import torch
 
 from core.errors import InvalidOptionError, InvalidTensorError
+from core.linearised.sketch import SketchStatistics
 from core.problem import SampleSet
 from core.serialization import (
     dump_samples,
@@ -19,6 +20,7 @@ from core.statistics import LogisticStatistics
 from core.vocabulary import Anchor
 from tests.reference.logistic_problems import delete
 from tests.reference.logistic_problems import make as make_logistic
+from tests.reference.networks import SPECS, TinyProblem
 from tests.reference.problems import make
 
 PROBLEM = make(0, 12, 3, 2, 4)
@@ -147,3 +149,70 @@ def test_logistic_statistics_with_a_missing_key_are_refused():
     del tensors["drift"]
     with pytest.raises(InvalidTensorError, match="file: expected keys"):
         load_statistics(safetensors.numpy.save(tensors))
+
+
+NETWORK = TinyProblem.draw(SPECS["mlp-1"], 9)
+SKETCHES = pytest.mark.parametrize("basis", [None, torch.linspace(0, 1, 4 * 21).reshape(4, 21)])
+
+
+def a_sketch(basis=None) -> SketchStatistics:
+    return NETWORK.sketch(rank=4, error_probes=10, seed=2**53 - 1, basis=basis)
+
+
+@SKETCHES
+def test_a_sketch_comes_back_as_it_was_and_its_keys_tell_the_kind(basis):
+    sketch = dataclasses.replace(a_sketch(basis), gradient_uncertainty=0.125)
+    sketch = sketch.downdate(NETWORK.linearisation, NETWORK.take([2]))
+    content = dump_statistics(sketch)
+    loaded = load_statistics(content)
+    assert isinstance(loaded, SketchStatistics)
+    for field in dataclasses.fields(sketch):
+        before, after = getattr(sketch, field.name), getattr(loaded, field.name)
+        same = torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+        assert same, field.name
+        assert type(before) is type(after)
+    assert dump_statistics(loaded) == content
+    assert torch.equal(loaded.directions(0, 14), sketch.directions(0, 14))
+
+
+@SKETCHES
+def test_a_sketch_is_written_with_the_keys_and_types_that_are_documented(basis):
+    arrays = safetensors.numpy.load(dump_statistics(a_sketch(basis)))
+    found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    assert found.pop("basis", None) == (None if basis is None else ("float32", (4, 21)))
+    assert found == {
+        "sketch": ("float64", (14, 21)),
+        "core": ("float64", (14, 14)),
+        "anchor": ("float64", (21, 1)),
+        "data_gradient": ("float64", (21, 1)),
+        "gradient_uncertainty": ("float64", (1,)),
+        "trace": ("float64", (1,)),
+        "seed": ("int64", (1,)),
+        "error_probes": ("int64", (1,)),
+        "n_samples": ("int64", (1,)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"trace": None}, InvalidTensorError, "file: expected keys .*'trace'"),
+        ({"strange": np.ones(1)}, InvalidTensorError, "file: expected keys"),
+        ({"seed": np.array([5.0])}, InvalidTensorError, r"seed: expected torch\.int64"),
+        ({"seed": np.array([-1])}, InvalidOptionError, "seed: expected a number"),
+        ({"trace": np.array([3])}, InvalidTensorError, r"trace: expected torch\.float64"),
+        ({"trace": np.array([-1.0])}, InvalidOptionError, "trace: expected a number >= 0"),
+        ({"n_samples": np.array([0])}, InvalidOptionError, "n_samples: expected at least 1"),
+        ({"error_probes": np.array([9])}, InvalidOptionError, "error_probes: expected at least"),
+        ({"error_probes": np.array([14])}, InvalidOptionError, "fewer than the 14 directions"),
+        ({"sketch": np.ones((14, 21), np.float32)}, InvalidTensorError, "sketch: expected float64"),
+        ({"core": np.ones((13, 13))}, InvalidTensorError, r"core: expected shape \(14, 14\)"),
+        ({"anchor": np.ones(21)}, InvalidTensorError, r"anchor: expected shape \(21, 1\)"),
+        ({"basis": np.ones((4, 21))}, InvalidTensorError, "basis: expected float32"),
+    ],
+)
+def test_a_sketch_that_is_none_is_refused_by_name(changes, error, message):
+    arrays = safetensors.numpy.load(dump_statistics(a_sketch())) | changes
+    present = {name: array for name, array in arrays.items() if array is not None}
+    with pytest.raises(error, match=message):
+        load_statistics(safetensors.numpy.save(present))
