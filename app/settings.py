@@ -34,7 +34,12 @@ class Settings(BaseSettings):
         "lethe.local/audit", description="Name of this audit log on checkpoints"
     )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
-    max_features: PositiveInt = Field(8192, description="Largest d that a manifest may declare")
+    max_features: PositiveInt = Field(
+        8192, description="Largest d of a linear head, and D of a network with Gram statistics"
+    )
+    max_parameters: PositiveInt = Field(
+        2**20, description="Largest D, parameters of a network that are linearised"
+    )
     max_outputs: PositiveInt = Field(4096, description="Largest C that a manifest may declare")
     lease_seconds: PositiveFloat = Field(
         30.0, description="A worker silent for so long is replaced"
@@ -67,8 +72,8 @@ class Settings(BaseSettings):
     )
     statistics_anchor: Anchor = Field(
         Anchor.MOVE,
-        description="What becomes of the weights that logistic statistics were collected at, where"
-        " a manifest does not say",
+        description="What becomes of the weights that logistic statistics or a sketch were"
+        " collected at, where a manifest does not say",
     )
 
 

@@ -3,17 +3,15 @@
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import safetensors.torch
 import torch
 from sqlalchemy.orm import Session
-from torch import Tensor
 
 from app.budget import service as budget
 from app.registry import membership
 from app.registry import service as registry
-from app.registry.models import Model, ModelState, Revision
+from app.registry.models import Model, ModelState
 from app.registry.schemas import Manifest
 from app.services import Services
 from app.unlearning import digests as keyed_digests
@@ -21,25 +19,20 @@ from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob, UnlearningRequest
 from core.device import choose, to_device
 from core.options import UnlearningOptions
-from core.problem import LinearModel, Ridge, SampleSet, Surrogate
 from core.results import Refused
-from core.serialization import load_samples, load_statistics, load_weights
-from core.statistics import Statistics
 from core.vocabulary import Method, RefusalCause, Standing, tier_of
+from worker import networks, problems
 from worker.options import options_of
+from worker.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What `core.pipeline.unlearn` is given, on the device that computes, and what comes after.
+    """What is computed, on the device that computes, and what comes after.
 
     Attributes:
         job_id: The fencing token.
-        model: The model before.
-        forget: D_f.
-        statistics: Stored ones, if any.
-        surrogate: Stand-in for the training features, if any.
-        holdout: Samples that were never trained on, if any.
+        problem: The model, and what it shall forget.
         manifest: What the owner declared.
         options: The request's choices.
         revision: Number of the revision that all this is of.
@@ -50,11 +43,7 @@ class Work:
     """
 
     job_id: uuid.UUID
-    model: LinearModel
-    forget: SampleSet
-    statistics: Statistics | None
-    surrogate: Surrogate | None
-    holdout: SampleSet | None
+    problem: Problem
     manifest: Manifest
     options: UnlearningOptions
     revision: int
@@ -123,12 +112,10 @@ def load(services: Services, job: UnlearningJob) -> Work | Refused:
         refused = _not_to_be_forgotten(session, model, request, manifest, digests)
         if refused is not None:
             return refused
+        read = problems.load if manifest.network is None else networks.load
         work = Work(
             job_id=job.id,
-            model=_linear_model(
-                manifest, revision, registry.load_weights(session, services.store, revision)
-            ),
-            forget=SampleSet(torch.from_numpy(forget.features), torch.from_numpy(forget.targets)),
+            problem=read(session, services, revision, forget),
             manifest=manifest,
             options=options_of(request),
             revision=revision.number,
@@ -138,42 +125,8 @@ def load(services: Services, job: UnlearningJob) -> Work | Refused:
             if registry.has_noisy_releases(model)
             else None,
             device=device,
-            **_optional_inputs(session, services, model, manifest, revision),
         )
     return to_device(work, device)
-
-
-def _optional_inputs(
-    session: Session, services: Services, model: Model, manifest: Manifest, revision: Revision
-) -> dict[str, Any]:
-    """Return what a model may have been registered with."""
-    statistics = registry.load_statistics(session, services.store, revision)
-    surrogate = registry.load_surrogate(session, services.store, model)
-    holdout = registry.load_holdout(session, services.store, model)
-    return {
-        "statistics": None if statistics is None else load_statistics(statistics),
-        "surrogate": None
-        if surrogate is None
-        else Surrogate(_features(surrogate), registry.declared_distance(manifest, revision)),
-        "holdout": None if holdout is None else load_samples(holdout, manifest.num_outputs),
-    }
-
-
-def _features(surrogate: bytes) -> Tensor:
-    # Checked and written in this form by the registry.
-    return safetensors.torch.load(surrogate)["x"].to(torch.float64)
-
-
-def _linear_model(manifest: Manifest, revision: Revision, weights: bytes) -> LinearModel:
-    return LinearModel(
-        weights=load_weights(weights),
-        ridge=Ridge(manifest.ridge.convention, manifest.ridge.strength),
-        n_samples=revision.n_samples,
-        feature_norm_bound=manifest.feature_norm_bound,
-        gradient_norm_bound=revision.gradient_norm_bound,
-        loss=manifest.loss,
-        privacy=None if manifest.privacy is None else manifest.privacy.to_core(),
-    )
 
 
 def _not_to_be_forgotten(

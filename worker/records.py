@@ -78,6 +78,9 @@ LIMITS = (
     *STANDARD_LIMITS,
     "Scores and losses describe the weights; they are no evidence that anything was forgotten.",
 )
+CENTRE_EXCLUSION = (
+    "the centre of the linearisation, w_c, and everything below the linearised layers"
+)
 PRIVACY_LIMIT = (
     "The (ε, δ) guarantee is of the weights that were released: it does not cover the figures in "
     "this record."
@@ -330,12 +333,7 @@ def _common(
         "revision_before": _revision(before),
         "parameters": _parameters(request, manifest),
         "environment": describe_environment(device),
-        "scope": ScopeStatement(
-            covered=f"the {manifest.num_features} × {manifest.num_outputs} weights of the linear "
-            f"head, revision {valid.number}",
-            backbone=manifest.backbone.provenance.value,
-            not_covered=STANDARD_EXCLUSIONS,
-        ),
+        "scope": _scope(model, manifest, valid),
         # Of refusals, too: a figure that was held against the budget is one without noise.
         "limits": LIMITS if manifest.privacy is None else (*LIMITS, PRIVACY_LIMIT),
         "times": TimesStatement(
@@ -345,6 +343,25 @@ def _common(
             finished=_database_time(session),
         ),
     }
+
+
+def _scope(model: Model, manifest: Manifest, valid: Revision) -> ScopeStatement:
+    """Return which weights a record is about, and what it leaves out."""
+    network = manifest.network
+    weights = f"{manifest.num_features} × {manifest.num_outputs} weights of the linear head"
+    excluded: tuple[str, ...] = STANDARD_EXCLUSIONS
+    if network is not None:
+        layers = "layer" if network.layers == 1 else f"{network.layers} layers"
+        weights = (
+            f"{manifest.num_features:,} parameters of the last {layers} of {network.architecture}, "
+            f"linearised around the network with the SHA-256 {model.network_sha256}"
+        )
+        excluded += (CENTRE_EXCLUSION,)
+    return ScopeStatement(
+        covered=f"the {weights}, revision {valid.number}",
+        backbone=manifest.backbone.provenance.value,
+        not_covered=excluded,
+    )
 
 
 def _parameters(request: UnlearningRequest, manifest: Manifest) -> ParametersStatement:

@@ -18,10 +18,10 @@ from app.registry import service as registry
 from app.services import Services
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
-from core.pipeline import unlearn
+from core.linearised.sketch import SketchStatistics
 from core.results import Refused, Unlearned
 from core.serialization import dump_statistics, dump_weights
-from core.statistics.logistic import LogisticStatistics
+from core.statistics import LogisticStatistics
 from core.vocabulary import Anchor, RefusalCause, Standing
 from worker import loading, records
 from worker.leases import Heartbeat, insist
@@ -75,12 +75,7 @@ def _load(services: Services, job: UnlearningJob) -> Work | Refused:
 
 
 def _compute(work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
-    return unlearn(
-        work.model,
-        work.forget,
-        statistics=work.statistics,
-        surrogate=work.surrogate,
-        holdout=work.holdout,
+    return work.problem.unlearn(
         task=work.manifest.task,
         options=work.options,
         membership=work.membership,
@@ -143,9 +138,9 @@ def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: flo
 
 
 def _fate_of_anchor(asked: Anchor, unlearned: Unlearned) -> records.AnchorFate:
-    """Return what became of the weights that logistic statistics were collected at."""
+    """Return what became of the weights that statistics with an anchor were collected at."""
     statistics = unlearned.statistics
-    if not isinstance(statistics, LogisticStatistics):
+    if not isinstance(statistics, LogisticStatistics | SketchStatistics):
         return "none"
     # A kept one may equal the new weights all the same: a deletion can be too small to move them.
     moved = asked is Anchor.MOVE and torch.equal(statistics.anchor, unlearned.weights)

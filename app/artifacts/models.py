@@ -13,6 +13,7 @@ class ArtifactKind(enum.StrEnum):
 
     WEIGHTS = "weights"
     RELEASE = "release"  # weights with noise: what is served where the weights are a secret
+    NETWORK = "network"  # public weights that a network is linearised around
     STATISTICS = "statistics"
     SURROGATE = "surrogate"
     HOLDOUT = "holdout"

@@ -202,7 +202,9 @@ class ParametersStatement(Strict):
     floor: Floor | None
     solver: Name | None = Field(description="Of the semidefinite program, e.g. CLARABEL")
     prior: PriorStatement | None
-    anchor: Anchor | None = Field(description="What becomes of the weights of logistic statistics")
+    anchor: Anchor | None = Field(
+        description="What becomes of the weights that statistics with an anchor were collected at"
+    )
 
 
 class ModelStatement(Strict):
@@ -282,8 +284,9 @@ class Disposal(Strict):
     )
     superseded_statistics: Literal["key_destroyed", "none_stored"]
     superseded_anchor: Literal["moved", "kept_as_secret", "none"] = Field(
-        description="The weights that logistic statistics were collected at: replaced by the new "
-        "weights, or still inside the encrypted statistics"
+        description="The weights that logistic statistics or a sketch were collected at: replaced "
+        "by the new weights, or still inside the encrypted statistics; none: those of other "
+        "statistics play no part"
     )
     release_noise: Literal["never_recorded", "none"]
 
@@ -357,9 +360,11 @@ class _Completed(_Record):
         disposal, before = self.disposal, self.revision_before
         if (before.statistics_sha256 is None) != (disposal.superseded_statistics == "none_stored"):
             raise ValueError("disposal.superseded_statistics contradicts revision_before")
-        anchored = self.model.loss is Loss.LOGISTIC and before.statistics_sha256 is not None
-        if anchored != (disposal.superseded_anchor != "none"):
-            raise ValueError("disposal.superseded_anchor: only logistic statistics have an anchor")
+        stored, anchored = before.statistics_sha256 is not None, self._had_an_anchor
+        if anchored and not stored:
+            raise ValueError("disposal.superseded_anchor: without statistics there is none")
+        if stored and self.model.loss is Loss.LOGISTIC and not anchored:
+            raise ValueError("disposal.superseded_anchor: logistic statistics have one")
         noisy = self.revision_after.delivered == "weights_with_noise"
         if noisy != (disposal.release_noise == "never_recorded"):
             raise ValueError("disposal.release_noise contradicts revision_after.delivered")
@@ -370,6 +375,10 @@ class _Completed(_Record):
         if failed := [gate.name for gate in self.gates if not gate.passed]:
             raise ValueError(f"gates: {failed} failed, so this is a refusal")
         return self
+
+    @property
+    def _had_an_anchor(self) -> bool:
+        return self.disposal.superseded_anchor != "none"
 
     def _certifying(self) -> dict[str, float]:
         """Return the values of the bounds that certify, by name."""
@@ -386,8 +395,17 @@ class CertificateStatement(_Completed):
     kind: Literal["certificate"] = "certificate"
     verdict: Prose = Field(description="Of CERTIFICATE_VERDICTS, by tier and mechanism")
     tier: Literal[Tier.EXACT, Tier.CERTIFIED]
-    method: Literal[Method.STORED] = Method.STORED
+    method: Literal[Method.STORED, Method.SKETCH]
     privacy: PrivacyStatement | None = Field(description="null: no (ε, δ) guarantee is made")
+
+    @model_validator(mode="after")
+    def _claims_for_a_sketch_what_one_can_give(self) -> Self:
+        if self.method is Method.SKETCH:
+            if self.model.loss is not Loss.SQUARED:
+                raise ValueError(f"method: a sketch is of the squared loss, not {self.model.loss}")
+            if self.privacy is not None:
+                raise ValueError("privacy: a sketch's bound holds with a probability of its own")
+        return self
 
     @model_validator(mode="after")
     def _certifies_something(self) -> Self:

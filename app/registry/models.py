@@ -24,6 +24,9 @@ class Model(Base):
     __tablename__ = "model"
     __table_args__ = (
         CheckConstraint("state IN ('active', 'retraining_required', 'retired')", name="state"),
+        CheckConstraint(
+            "(network_artifact_id IS NULL) = (network_sha256 IS NULL)", name="network_has_a_digest"
+        ),
     )
 
     id: Mapped[Id]
@@ -43,6 +46,9 @@ class Model(Base):
     has_membership: Mapped[bool] = mapped_column(default=False)
     holdout_artifact_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("artifact.id"))
     surrogate_artifact_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("artifact.id"))
+    # What a network is linearised around; None for a linear head. No deletion changes it.
+    network_artifact_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("artifact.id"))
+    network_sha256: Mapped[str | None]
     created_at: Mapped[CreatedAt]
 
 

@@ -1,7 +1,9 @@
 """What a manifest and the service's settings allow together, for one model."""
 
 from app.errors import InvalidInputError
-from app.registry.schemas import GatePolicyOut, Manifest, PolicyOut
+from app.registry import networks
+from app.registry.refusals import reworded
+from app.registry.schemas import GatePolicyOut, Manifest, PolicyOut, StatisticsKind
 from app.settings import Settings
 from core.errors import InvalidOptionError
 from core.privacy import covered_norm, require_policy
@@ -9,6 +11,8 @@ from core.vocabulary import Anchor, Loss, Mechanism, Method, RidgeConvention, Ta
 
 # Of a budget: the smallest normal float64.
 _LEAST_LIMIT = 2.0**-1022
+STORED_METHODS = frozenset({Method.STORED, Method.SKETCH})
+_OF_HEADS = frozenset({Method.SURROGATE, Method.PAPER_SDP})
 
 
 def require_consistent(
@@ -19,7 +23,8 @@ def require_consistent(
     Raises:
         InvalidInputError: Fields contradict each other, the settings, or the parts that were sent.
     """
-    _require_size(manifest, settings)
+    _require_size(manifest, settings, has_statistics=has_statistics)
+    networks.require_consistent(manifest, has_surrogate=has_surrogate)
     _require_loss(manifest)
     _require_ridge(manifest)
     _require_gate(manifest, settings)
@@ -79,34 +84,65 @@ def methods(manifest: Manifest, *, has_statistics: bool, has_surrogate: bool) ->
 def has_true_bound(method: Method, manifest: Manifest) -> bool:
     """Tell whether a method's tier comes with a bound that noise can be held against.
 
-    A surrogate's bound is conditional on what its owner declared: no (ε, δ) follows from it.
+    A surrogate's bound is conditional on what its owner declared, and a sketch's holds with a
+    probability: no (ε, δ) follows from either.
     """
-    return tier_of(method, manifest.loss) in {Tier.EXACT, Tier.CERTIFIED}
+    certifies = tier_of(method, manifest.loss) in {Tier.EXACT, Tier.CERTIFIED}
+    return certifies and method is not Method.SKETCH
+
+
+def stored_method(manifest: Manifest) -> Method:
+    """Return the method that takes what the part `statistics` of such a model is."""
+    network = manifest.network
+    is_sketch = network is not None and network.statistics is StatisticsKind.SKETCH
+    return Method.SKETCH if is_sketch else Method.STORED
+
+
+def misfit(method: Method, manifest: Manifest) -> str | None:
+    """Return why a method is none for such a model, whatever parts were sent; None if it is one."""
+    if manifest.network is None:
+        return (
+            "is for networks, and the model is a linear head" if method is Method.SKETCH else None
+        )
+    if method in _OF_HEADS:
+        return "is for linear heads, and the model is a network"
+    if method in STORED_METHODS and method is not stored_method(manifest):
+        return f"does not take statistics of the kind '{manifest.network.statistics}'"
+    return None
 
 
 def possible_methods(
     manifest: Manifest, *, has_statistics: bool, has_surrogate: bool
 ) -> list[Method]:
     """Return the methods that a model's parts allow, the best first."""
-    parts = {Method.STORED: has_statistics, Method.SURROGATE: has_surrogate}
+    parts = dict.fromkeys(STORED_METHODS, has_statistics) | {Method.SURROGATE: has_surrogate}
     return [
         method
         for method in Method
-        if parts.get(method, True)
+        if misfit(method, manifest) is None
+        and parts.get(method, True)
         and (manifest.privacy is None or has_true_bound(method, manifest))
     ]
 
 
-def _require_size(manifest: Manifest, settings: Settings) -> None:
-    limits = {"num_features": settings.max_features, "num_outputs": settings.max_outputs}
-    for name, limit in limits.items():
-        found: int = getattr(manifest, name)
+def _require_size(manifest: Manifest, settings: Settings, *, has_statistics: bool) -> None:
+    network = manifest.network
+    limits = [("num_outputs", "max_outputs", "Declare fewer outputs")]
+    if network is None:
+        limits.append(("num_features", "max_features", "Reduce the features' dimension"))
+    else:
+        limits.append(("num_features", "max_parameters", "Linearise fewer layers"))
+        # D² numbers, where they are stored at all.
+        if has_statistics and network.statistics is StatisticsKind.GRAM:
+            sketch = "Collect a sketch and declare network.statistics `sketch`"
+            limits.append(("num_features", "max_features", sketch))
+    for name, setting, remedy in limits:
+        found, limit = getattr(manifest, name), getattr(settings, setting)
         if found > limit:
             raise InvalidInputError(
                 f"manifest.{name}: {found} is above this service's limit {limit}",
                 field=f"manifest.{name}",
-                remedy="Reduce the features' dimension, or ask the operator to raise MAX_FEATURES"
-                " or MAX_OUTPUTS.",
+                remedy=f"{remedy}, or ask the operator to raise {setting.upper()}.",
             )
 
 
@@ -128,6 +164,8 @@ def _require_ridge(manifest: Manifest) -> None:
     reason = None
     if manifest.ridge.convention is not RidgeConvention.TOTAL:
         reason = "the convention `per_sample` has a positive one; declare `total`"
+    elif manifest.network is not None:
+        reason = "a network has parameters that no sample touches, which only a ridge determines"
     elif manifest.loss is not Loss.SQUARED:
         reason = "logistic loss may have no optimum without a ridge; train with a positive one"
     elif manifest.privacy is not None:
@@ -177,14 +215,8 @@ def _require_privacy(manifest: Manifest, settings: Settings) -> None:
             largest_epsilon=settings.largest_epsilon,
         )
     except InvalidOptionError as error:
-        finding, _, remedy = str(error).partition("; ")
-        field = f"manifest.{finding.partition(':')[0]}"
-        raise InvalidInputError(
-            f"manifest.{finding}",
-            field=field,
-            remedy=f"{remedy or 'Declare other parameters'}.".capitalize()
-            + " The operator's LARGEST_EPSILON says what ε may be.",
-        ) from error
+        more = " The operator's LARGEST_EPSILON says what ε may be."
+        raise reworded(error, "manifest.", more=more) from error
     if covered_norm(manifest.privacy.to_core()) < _LEAST_LIMIT:
         raise InvalidInputError(
             f"manifest.privacy.sigma: {manifest.privacy.sigma:.6g} is so little noise that float64"

@@ -43,7 +43,15 @@ _BODY: dict[str, Any] = {
                         "manifest": {"$ref": "#/components/schemas/Manifest"},
                         "weights": {
                             **_BINARY,
-                            "description": "safetensors with `weight` (d, C) float64",
+                            "description": "safetensors with `weight` (d, C) float64; of a network"
+                            " w, (D, 1), its parameters flattened in the order of the state dict",
+                        },
+                        "network": {
+                            **_BINARY,
+                            "description": "safetensors with w_c, what a network is linearised"
+                            " around, under the keys of the architecture's state dict: all layers,"
+                            " or with samples `features` the last k alone; float64 or float32,"
+                            " counts int64. Sent if and only if the manifest has a `network`",
                         },
                         "statistics": {
                             **_BINARY,
@@ -54,12 +62,19 @@ _BODY: dict[str, Any] = {
                             " `gradient` (d, C), `feature_sums` (d,), `target_sums` (C,),"
                             " `n_samples` (1,) int64, optionally `largest_norm`,"
                             " `hessian_round_off`, `gram_round_off`, `gradient_round_off` (1,), and"
-                            " `drift`, `residual` (C,), `n_drifted` (1,) int64, which are zero",
+                            " `drift`, `residual` (C,), `n_drifted` (1,) int64, which are zero."
+                            " Networks: with statistics `gram` as for squared loss, of the n·C rows"
+                            " of the Jacobians: `gram` (D, D), `cross` (D, 1), `target_gram`"
+                            " (1, 1); with `sketch` `sketch` (m, D), `core` (m, m), `anchor` (D, 1)"
+                            " equal to the weights, `gradient` (D, 1), `gradient_uncertainty`,"
+                            " `trace` (1,), `seed`, `error_probes`, `n_samples` (1,) int64,"
+                            " optionally `basis` (m − error_probes, D) float32",
                         },
                         "holdout": {
                             **_BINARY,
                             "description": "safetensors with `x` (n, d) float64 or float32, and"
-                            " `y` (n,) int64 labels or (n, C) targets",
+                            " `y` (n,) int64 labels or (n, C) targets; of a network `x` (n, ...)"
+                            " has the shape of its samples, or is flattened",
                         },
                         "surrogate": {
                             **_BINARY,
@@ -106,8 +121,8 @@ def register_model(
 ) -> Response:
     """Register a model. What is sent beside the weights decides what its deletions guarantee.
 
-    With stored statistics they are exact (squared loss) or certified (logistic); with a surrogate
-    conditional on its declared distance; else estimated.
+    With stored statistics they are exact (squared loss) or certified (logistic, or a sketch of a
+    network); with a surrogate conditional on its declared distance; else estimated.
     """
     if upload.is_json:
         raise InvalidInputError(
@@ -116,7 +131,7 @@ def register_model(
             remedy=f"Send {MULTIPART} with the parts `manifest` and `weights`.",
         )
     parts = upload.take(
-        {"manifest", "weights"}, {"statistics", "holdout", "surrogate", "membership"}
+        {"manifest", "weights"}, {"statistics", "holdout", "surrogate", "membership", "network"}
     )
     manifest = parse_json(parts["manifest"] or b"", Manifest, field="manifest")
 
@@ -132,6 +147,7 @@ def register_model(
             holdout=parts["holdout"],
             surrogate=parts["surrogate"],
             membership=parts["membership"],
+            network=parts["network"],
             actor=caller.actor,
         )
         shown = _show(model, service.current_revision(session, model), settings)
@@ -242,6 +258,7 @@ def _show(model: Model, current: Revision, settings: Settings) -> ModelOut:
         loss=manifest.loss,
         manifest=manifest,
         current_revision=model.current_revision,
+        network_sha256=model.network_sha256,
         has_statistics=has_statistics,
         has_surrogate=has_surrogate,
         has_membership=model.has_membership,

@@ -1,4 +1,7 @@
-"""Samples of clients: parsed, checked against the manifest, and made canonical."""
+"""Samples of clients: parsed, checked against the manifest, and made canonical.
+
+Samples of a network may come in their own shape, images say; flattened they are like any others.
+"""
 
 from dataclasses import dataclass
 
@@ -22,7 +25,7 @@ class Samples:
     """Canonical samples: float64, −0.0 written as 0.0, class labels as one-hot rows.
 
     Attributes:
-        features: X, shape (n, d).
+        features: X, shape (n, d); of a network, its inputs or features flattened.
         targets: Y, shape (n, C).
     """
 
@@ -35,6 +38,8 @@ class Samples:
 
 def from_file(content: bytes, manifest: Manifest, *, field: str) -> Samples:
     """Parse a safetensors file with `x` (n, d) and `y`: labels (n,) int64, or targets (n, C).
+
+    Of a network `x` has the shape (n, ...) of its samples, or is flattened.
 
     Raises:
         InvalidInputError: It is something else.
@@ -61,8 +66,8 @@ def from_arrays(x: AnyArray, y: AnyArray, manifest: Manifest, *, field: str) -> 
     """Check arrays against the manifest's d, C and task, and make them canonical.
 
     Raises:
-        InvalidInputError: They are empty, not finite, of another shape, too many, or no valid
-            targets.
+        InvalidInputError: They are empty, not finite, of another shape, too many, out of range, or
+            no valid targets.
     """
     features = _features(x, manifest, f"{field}.x")
     targets = _targets(y, len(x), manifest, f"{field}.y")
@@ -84,9 +89,13 @@ def read_surrogate(content: bytes, manifest: Manifest) -> Array:
 def require_norms(features: Array, manifest: Manifest, *, field: str) -> None:
     """Check ‖x‖₂ ≤ R_x, which every bound on what a deletion leaves behind rests on.
 
+    Of a network the bound is on J(x), which only the worker can compute and holds against it.
+
     Raises:
         InvalidInputError: A sample is longer; the message says which.
     """
+    if manifest.network is not None:
+        return
     # hypot-style scaling: squares of huge values must not overflow into a wrong answer.
     largest = np.abs(features).max(axis=1, keepdims=True)
     scale = np.where(largest > 0, largest, 1.0)
@@ -142,18 +151,46 @@ def _matrix(rows: list[list[float]], field: str) -> Array:
 def _features(x: AnyArray, manifest: Manifest, field: str) -> Array:
     if x.ndim > 0 and len(x) == 0:
         raise InvalidInputError(f"{field}: is empty", field=field, remedy="Send at least one row.")
-    tensors.require_shape(x, (None, manifest.num_features), field=field)
-    width = manifest.num_features + manifest.num_outputs
-    if len(x) * width > MAX_NUMBERS:
+    rows = _flattened(x, manifest, field)
+    width = manifest.sample_width + manifest.num_outputs
+    if len(rows) * width > MAX_NUMBERS:
         raise InvalidInputError(
-            f"{field}: {len(x)} samples of {width} features and targets are"
-            f" {len(x) * width} numbers, at most {MAX_NUMBERS} are taken",
+            f"{field}: {len(rows)} samples of {width} features and targets are"
+            f" {len(rows) * width} numbers, at most {MAX_NUMBERS} are taken",
             field=field,
             remedy="Send fewer samples a request.",
         )
-    tensors.require_finite(x, field=field)
+    tensors.require_finite(rows, field=field)
+    _require_range(rows, manifest, field)
     # Adding 0.0 turns −0.0 into 0.0: equal samples get equal digests.
-    return x.astype(np.float64) + 0.0
+    return rows.astype(np.float64) + 0.0
+
+
+def _flattened(x: AnyArray, manifest: Manifest, field: str) -> AnyArray:
+    shape = manifest.sample_shape
+    rows = x.reshape(len(x), -1) if x.ndim > 0 and x.shape[1:] == shape else x
+    if manifest.network is None:
+        tensors.require_shape(rows, (None, *shape), field=field)
+    else:
+        remedy = f"Of this network a sample has the shape {shape}, as it is or flattened."
+        tensors.require_shape(rows, (None, manifest.sample_width), field=field, remedy=remedy)
+    return rows
+
+
+def _require_range(rows: AnyArray, manifest: Manifest, field: str) -> None:
+    """Check that inputs of a network are what it is fed with: scaled, say, as in training."""
+    if manifest.network is None or manifest.network.input_range is None:
+        return
+    least, most = manifest.network.input_range
+    outside = (rows < least) | (rows > most)
+    if outside.any():
+        row, column = (int(index) for index in np.argwhere(outside)[0])
+        raise InvalidInputError(
+            f"{field}: row {row} has the value {rows[row, column]:.6g}, outside the declared"
+            f" input_range {least:.6g} to {most:.6g}",
+            field=field,
+            remedy="Scale the inputs as in training.",
+        )
 
 
 def _targets(y: AnyArray, count: int, manifest: Manifest, field: str) -> Array:

@@ -2,12 +2,14 @@
 
 import datetime
 import enum
+import math
 import uuid
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.registry.models import ModelState
+from core.linearised.architectures import Architecture, NetworkSpec, Shape, feature_shape
 from core.privacy import Privacy
 from core.vocabulary import Anchor, Loss, Mechanism, Method, RidgeConvention, Task
 
@@ -21,8 +23,13 @@ _EXACT = 2.0**53
 Positive = Annotated[float, Field(gt=0, lt=_EXACT, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, lt=_EXACT, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Limit = Annotated[float, Field(gt=-_EXACT, lt=_EXACT, allow_inf_nan=False)]
 
 _MOST_KEYS = 100
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Of a network's lists: dimensions of a sample, or layers of one kind.
+_MOST_SIZES = 64
+Sizes = Annotated[list[Count], Field(max_length=_MOST_SIZES)]
 
 
 class Declared(BaseModel):
@@ -122,10 +129,81 @@ class PolicyDeclaration(Declared):
     anchor: Annotated[
         Annotated[Anchor, Field(strict=False)] | None,
         Field(
-            description="move: a deletion forgets the weights that logistic statistics were"
-            " collected at; keep: they stay, encrypted, and bounds grow with the net step alone"
+            description="move: a deletion forgets the weights that logistic statistics or a sketch"
+            " were collected at; keep: they stay, encrypted, and bounds grow with the net step"
+            " alone"
         ),
     ] = None
+
+
+class SampleKind(enum.StrEnum):
+    """What a network's samples are when they arrive."""
+
+    INPUTS = "inputs"  # what the network is fed with; this service computes the frozen layers
+    FEATURES = "features"  # what the frozen layers make of it, computed by whoever sends it
+
+
+class StatisticsKind(enum.StrEnum):
+    """What is stored of the Jacobians of a network's training set."""
+
+    GRAM = "gram"  # all of ΣJᵀJ, D² numbers: deletions are exact
+    SKETCH = "sketch"  # ΣJᵀJ along some directions: deletions are certified
+
+
+class NetworkDeclaration(Declared):
+    """A network that is linearised in its last layers (METHOD §6): f(x; w) = f(x; w_c) + J(x)w.
+
+    Its weights w_c are the part `network`; what is trained and unlearned is w, the part `weights`.
+    """
+
+    architecture: Annotated[Architecture, Field(strict=False)]
+    input_shape: Annotated[
+        Sizes, Field(min_length=1, description="Of one input, e.g. [1, 28, 28]: no batch")
+    ]
+    layers: Annotated[Count, Field(description="k, how many of the last layers are linearised")]
+    widths: Annotated[Sizes, Field(description="Of the hidden dense layers, in order")] = []
+    channels: Annotated[
+        Sizes, Field(description="Of the convolutions of `small-cnn`, in order")
+    ] = []
+    samples: Annotated[
+        SampleKind,
+        Field(
+            strict=False,
+            description="features: the frozen layers are not sent, and samples are what these make"
+            " of an input",
+        ),
+    ] = SampleKind.INPUTS
+    input_range: Annotated[
+        Annotated[list[Limit], Field(min_length=2, max_length=2)] | None,
+        Field(description="[lo, hi]: every number of every input lies in it; only for `inputs`"),
+    ] = None
+    statistics: Annotated[
+        StatisticsKind,
+        Field(strict=False, description="What the part `statistics` is, where it is sent"),
+    ] = StatisticsKind.GRAM
+    centre_sha256: Annotated[
+        Sha256 | None,
+        Field(description="Of the part `network` as it is sent, which is held against it"),
+    ] = None
+    weights_sha256: Annotated[
+        Sha256 | None,
+        Field(description="Of the part `weights` as it is sent, which is held against it"),
+    ] = None
+
+    def to_core(self, num_outputs: int) -> NetworkSpec:
+        """Return it in the core's words.
+
+        Raises:
+            InvalidOptionError: There is no such network; what is registered is one.
+        """
+        return NetworkSpec(
+            self.architecture,
+            tuple(self.input_shape),
+            num_outputs,
+            self.layers,
+            tuple(self.widths),
+            tuple(self.channels),
+        )
 
 
 class Manifest(Declared):
@@ -137,13 +215,19 @@ class Manifest(Declared):
         Loss,
         Field(strict=False, description="logistic: one-vs-rest, for classification only"),
     ] = Loss.SQUARED
-    num_features: Annotated[Count, Field(description="d")]
+    num_features: Annotated[
+        Count,
+        Field(description="d; of a network D, the number of parameters that are linearised"),
+    ]
     num_outputs: Annotated[
         Count, Field(description="C; with the logistic loss 1 means two classes, labels 0 and 1")
     ]
     ridge: RidgeDeclaration
     n_samples: Annotated[Count, Field(description="n, size of the training set")]
-    feature_norm_bound: Annotated[Positive, Field(description="R_x: ‖x‖₂ ≤ R_x for every sample")]
+    feature_norm_bound: Annotated[
+        Positive,
+        Field(description="R_x: ‖x‖₂ ≤ R_x for every sample; of a network R_J with ‖J(x)‖₂ ≤ R_J"),
+    ]
     training_gradient_norm: Annotated[
         NotNegative,
         Field(description="‖∇L(W; D)‖_F, sum form; attested, used where there are no statistics"),
@@ -151,8 +235,8 @@ class Manifest(Declared):
     training_gradient_tolerance: Annotated[
         Positive,
         Field(
-            description="Statistics with ‖∇L(W; D)‖_F beyond it, relative to ‖B‖_F (squared loss)"
-            " or n·R_x (logistic), are not of these weights"
+            description="Statistics with ‖∇L(W; D)‖_F beyond it, relative to ‖B‖_F (squared"
+            " loss), n·R_x (logistic) or √(n·trace) (a sketch), are not of these weights"
         ),
     ] = 1e-6
     surrogate_distance: Annotated[
@@ -166,6 +250,29 @@ class Manifest(Declared):
     privacy: PrivacyDeclaration | None = None
     policy: PolicyDeclaration = PolicyDeclaration()
     backbone: BackboneDeclaration = BackboneDeclaration()
+    network: Annotated[
+        NetworkDeclaration | None,
+        Field(description="null: a linear head, whose samples are features of any backbone"),
+    ] = None
+
+    @property
+    def sample_shape(self) -> Shape:
+        """Return the shape of x of one sample, as requests send it."""
+        if self.network is None:
+            return (self.num_features,)
+        if self.network.samples is SampleKind.INPUTS:
+            return tuple(self.network.input_shape)
+        return feature_shape(self.network.to_core(self.num_outputs))
+
+    @property
+    def sample_width(self) -> int:
+        """Return how many numbers x of one sample has."""
+        return math.prod(self.sample_shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """Return the shape of W; the weights of a network are one column."""
+        return (self.num_features, self.num_outputs if self.network is None else 1)
 
 
 class RevisionOut(BaseModel):
@@ -213,6 +320,10 @@ class ModelOut(BaseModel):
     loss: Loss
     manifest: Manifest
     current_revision: int
+    network_sha256: str | None = Field(
+        description="Of the file of w_c as stored, tensors in the order of safetensors; null for a"
+        " linear head"
+    )
     has_statistics: bool
     has_surrogate: bool
     has_membership: bool = Field(

@@ -25,7 +25,7 @@ from app.errors import (
 )
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.registry import checks, policy, repository, samples, tensors
+from app.registry import checks, networks, policy, repository, samples, tensors
 from app.registry import membership as multisets
 from app.registry.models import Model, ModelState, Revision
 from app.registry.schemas import Manifest
@@ -45,6 +45,7 @@ class _Checked:
     holdout: bytes | None
     surrogate: bytes | None
     membership: multisets.Multiset | None
+    network: bytes | None
 
 
 def register(
@@ -59,6 +60,7 @@ def register(
     holdout: bytes | None = None,
     surrogate: bytes | None = None,
     membership: bytes | None = None,
+    network: bytes | None = None,
     actor: str,
 ) -> Model:
     """Register a model with its first revision, once everything about it was checked.
@@ -74,6 +76,7 @@ def register(
         holdout: File of samples that were never trained on.
         surrogate: File of features that stand in for the training set's.
         membership: File of the training rows' keyed digests, with their key.
+        network: File of w_c, what a network is linearised around.
         actor: Who registers, for the audit log.
 
     Raises:
@@ -92,6 +95,7 @@ def register(
         holdout=holdout,
         surrogate=surrogate,
         membership=membership,
+        network=network,
     )
     model = _store_model(session, store, keys, manifest, checked)
     revision = _store_revision(
@@ -114,6 +118,7 @@ def register(
             "actor": actor,
             "manifest_sha256": sha256_hex(canonical_json(model.manifest)),
             "weights_sha256": served_sha256(revision),
+            "network_sha256": model.network_sha256,
             "has_statistics": checked.statistics is not None,
             "has_holdout": checked.holdout is not None,
             "has_surrogate": checked.surrogate is not None,
@@ -307,9 +312,7 @@ def load_statistics(session: Session, store: ArtifactStore, revision: Revision) 
         ArtifactShreddedError: They were superseded.
         ArtifactCorruptError: They are not what was stored.
     """
-    if revision.statistics_artifact_id is None:
-        return None
-    return store.get(repository.get_artifact(session, revision.statistics_artifact_id))
+    return _load_optional(session, store, revision.statistics_artifact_id)
 
 
 def load_holdout(session: Session, store: ArtifactStore, model: Model) -> bytes | None:
@@ -318,9 +321,7 @@ def load_holdout(session: Session, store: ArtifactStore, model: Model) -> bytes 
     Raises:
         ArtifactCorruptError: They are not what was stored.
     """
-    if model.holdout_artifact_id is None:
-        return None
-    return store.get(repository.get_artifact(session, model.holdout_artifact_id))
+    return _load_optional(session, store, model.holdout_artifact_id)
 
 
 def load_surrogate(session: Session, store: ArtifactStore, model: Model) -> bytes | None:
@@ -329,9 +330,16 @@ def load_surrogate(session: Session, store: ArtifactStore, model: Model) -> byte
     Raises:
         ArtifactCorruptError: It is not what was stored.
     """
-    if model.surrogate_artifact_id is None:
-        return None
-    return store.get(repository.get_artifact(session, model.surrogate_artifact_id))
+    return _load_optional(session, store, model.surrogate_artifact_id)
+
+
+def load_network(session: Session, store: ArtifactStore, model: Model) -> bytes | None:
+    """Return the canonical file of what a network is linearised around; None for a linear head.
+
+    Raises:
+        ArtifactCorruptError: It is not what was stored.
+    """
+    return _load_optional(session, store, model.network_artifact_id)
 
 
 def manifest_of(model: Model) -> Manifest:
@@ -392,14 +400,18 @@ def _check(
     holdout: bytes | None,
     surrogate: bytes | None,
     membership: bytes | None,
+    network: bytes | None,
 ) -> _Checked:
     """Read every file, and hold them against the manifest and each other."""
+    centre = networks.read(network, manifest)
+    networks.require_digests(manifest, network=network, weights=weights)
     weight = checks.read_weights(weights, manifest)
     checks.require_room_for_noise(weight, manifest)
     gradient_norm, stored = manifest.training_gradient_norm, None
     if statistics is not None:
-        read = checks.read_statistics(statistics, manifest)
-        gradient_norm, stored = read.training_gradient_norm(weight, manifest), read.to_bytes()
+        view = checks.row_view(manifest)
+        read = checks.read_statistics(statistics, view)
+        gradient_norm, stored = read.training_gradient_norm(weight, view), read.to_bytes()
     held_out = stand_in = multiset = None
     if holdout is not None:
         held_out = samples.to_bytes(samples.from_file(holdout, manifest, field="holdout"))
@@ -407,7 +419,7 @@ def _check(
         stand_in = tensors.write({"x": samples.read_surrogate(surrogate, manifest)})
     if membership is not None:
         multiset = multisets.read(membership, manifest)
-    return _Checked(weight, gradient_norm, stored, held_out, stand_in, multiset)
+    return _Checked(weight, gradient_norm, stored, held_out, stand_in, multiset, centre)
 
 
 def _store_model(
@@ -425,6 +437,8 @@ def _store_model(
         has_membership=False,
         holdout_artifact_id=put(ArtifactKind.HOLDOUT, checked.holdout),
         surrogate_artifact_id=put(ArtifactKind.SURROGATE, checked.surrogate),
+        network_artifact_id=put(ArtifactKind.NETWORK, checked.network),
+        network_sha256=None if checked.network is None else sha256_hex(checked.network),
     )
     given = checked.membership
     digest_key = os.urandom(KEY_BYTES) if given is None else given.key
@@ -445,6 +459,14 @@ def _first_release(keys: MasterKey, model: Model, weight: Array) -> bytes | None
         return None
     noisy = noise.perturbed(weight, privacy.sigma, noise_key(keys, model, 0))
     return tensors.write({"weight": noisy})
+
+
+def _load_optional(
+    session: Session, store: ArtifactStore, artifact_id: uuid.UUID | None
+) -> bytes | None:
+    if artifact_id is None:
+        return None
+    return store.get(repository.get_artifact(session, artifact_id))
 
 
 def _load_weights(

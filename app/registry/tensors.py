@@ -14,6 +14,8 @@ from app.errors import InvalidInputError
 Array = NDArray[np.float64]
 AnyArray = NDArray[np.float64 | np.float32 | np.int64 | np.uint8]
 
+Stored = Mapping[str, Any]  # a tensor as the file has it
+
 F64, F32, I64, U8 = "F64", "F32", "I64", "U8"
 _DTYPES = {F64: "<f8", F32: "<f4", I64: "<i8", U8: "u1"}
 
@@ -36,16 +38,7 @@ def read(
     Raises:
         InvalidInputError: It is no safetensors file, or another one.
     """
-    try:
-        stored: dict[str, dict[str, Any]] = dict(
-            safetensors.deserialize(content)  # type: ignore[no-untyped-call]
-        )
-    except safetensors.SafetensorError as error:
-        raise InvalidInputError(
-            f"{field}: not a safetensors file: {error}",
-            field=field,
-            remedy="Write it with `safetensors.numpy.save` or `safetensors.torch.save`.",
-        ) from error
+    stored = parse(content, field=field)
     if stored.keys() - expected.keys() or expected.keys() - stored.keys() - optional:
         raise InvalidInputError(
             f"{field}: expected the keys {sorted(expected)}, got {sorted(stored)}",
@@ -53,6 +46,33 @@ def read(
             remedy=f"Store exactly the tensors {sorted(expected.keys() - optional)}"
             + (f", optionally {sorted(optional)}." if optional else "."),
         )
+    return arrays(stored, expected, field=field)
+
+
+def parse(content: bytes, *, field: str) -> dict[str, Stored]:
+    """Return the tensors of a file as they are stored: `dtype`, `shape` and `data` of each.
+
+    Raises:
+        InvalidInputError: It is no safetensors file.
+    """
+    try:
+        return dict(safetensors.deserialize(content))  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise InvalidInputError(
+            f"{field}: not a safetensors file: {error}",
+            field=field,
+            remedy="Write it with `safetensors.numpy.save` or `safetensors.torch.save`.",
+        ) from error
+
+
+def arrays(
+    stored: Mapping[str, Stored], expected: Mapping[str, tuple[str, ...]], *, field: str
+) -> dict[str, AnyArray]:
+    """Return parsed tensors as arrays, each of one of the dtypes that are expected of it.
+
+    Raises:
+        InvalidInputError: One has another dtype.
+    """
     for key, tensor in stored.items():
         allowed = expected[key]
         if (dtype := tensor["dtype"]) not in allowed:
@@ -64,7 +84,13 @@ def read(
     return {key: _as_array(tensor, f"{field}.{key}") for key, tensor in stored.items()}
 
 
-def require_shape(array: AnyArray, shape: tuple[int | None, ...], *, field: str) -> None:
+def require_shape(
+    array: AnyArray,
+    shape: tuple[int | None, ...],
+    *,
+    field: str,
+    remedy: str = "The manifest's num_features and num_outputs say d and C.",
+) -> None:
     """Check an array's shape; None stands for any length.
 
     Raises:
@@ -78,7 +104,7 @@ def require_shape(array: AnyArray, shape: tuple[int | None, ...], *, field: str)
         raise InvalidInputError(
             f"{field}: expected the shape {expected}, got {array.shape}".replace("'", ""),
             field=field,
-            remedy="The manifest's num_features and num_outputs say d and C.",
+            remedy=remedy,
         )
 
 

@@ -57,7 +57,8 @@ _BODY: dict[str, Any] = {
                             "type": "string",
                             "contentMediaType": "application/octet-stream",
                             "description": "safetensors with `x` (n_f, d) float64 or float32, and"
-                            " `y` (n_f,) int64 labels or (n_f, C) targets",
+                            " `y` (n_f,) int64 labels or (n_f, C) targets; of a network `x`"
+                            " (n_f, ...) has the shape of its samples, or is flattened",
                         },
                     },
                 },

@@ -29,7 +29,7 @@ def _kind_of_targets(value: Any) -> str:
 class SamplesIn(Declared):
     """Samples as JSON; larger sets travel as safetensors."""
 
-    x: Annotated[Rows, Field(description="Features, (n_f, d)")]
+    x: Annotated[Rows, Field(description="Features, (n_f, d); of a network samples, flattened")]
     y: Annotated[
         Annotated[Labels, Tag("labels")] | Annotated[Rows, Tag("targets")],
         Discriminator(_kind_of_targets),
@@ -65,8 +65,9 @@ class UnlearningIn(Declared):
         Method | None,
         Field(
             strict=False,
-            description="By default `stored` if the model has statistics, else `surrogate` if it"
-            " has one, else `forget-curvature`; the model's `policy.methods` lists what it takes",
+            description="By default `stored` (`stored-sketch` with a sketch) if the model has"
+            " statistics, else `surrogate` if it has one, else `forget-curvature`; the model's"
+            " `policy.methods` lists what it takes",
         ),
     ] = None
     seed: Annotated[

@@ -461,7 +461,10 @@ def _refused_method(
     possible = policy.possible_methods(
         manifest, has_statistics=has_statistics, has_surrogate=has_surrogate
     )
-    if method is Method.STORED and not has_statistics:
+    if (misfit := policy.misfit(method, manifest)) is not None:
+        finding = misfit
+        remedy = others.capitalize() + "."
+    elif method in policy.STORED_METHODS and not has_statistics:
         finding = "needs stored statistics, and the model has none"
         remedy = f"Register the model with statistics, or {others}."
     elif method is Method.SURROGATE and not has_surrogate:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app import auth, tables
 from app.auth import Scope
+from app.embedded.launcher import ValkeyServer
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -88,6 +91,15 @@ class Trained:
         """Return the JSON body of an unlearning request."""
         samples = {"x": self.x[rows].tolist(), "y": self.labels[rows].tolist()}
         return {"model_id": model_id, "samples": samples} | changes
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A broker of this test process: some tests count its messages, and others ring."""
+    folder = Path(tempfile.mkdtemp(prefix="lethe-app-"))
+    with ValkeyServer(folder) as server:
+        yield server.url
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,18 @@ def test_going_back_does_not_drop_a_ledger_or_who_was_trained_on(
     assert tables(empty_database_url) == {*metadata.tables, "alembic_version"}
 
 
+def test_a_version_that_cannot_compute_with_networks_is_not_gone_back_to(empty_database_url):
+    migrations.upgrade(empty_database_url, "0001")
+    run(empty_database_url, BEFORE)
+    migrations.upgrade(empty_database_url)
+    assert run(empty_database_url, "SELECT network_sha256 FROM model") == [(None,)]
+    network = "UPDATE model SET network_artifact_id = id, network_sha256 = 'x'"
+    run(empty_database_url, network)
+    with pytest.raises(DBAPIError, match="networks exist"):
+        migrations.downgrade(empty_database_url, "0002")
+    assert run(empty_database_url, "SELECT network_sha256 FROM model") == [("x",)]
+
+
 def test_the_tables_in_code_are_those_of_the_migrations(database_url):
     # Raises with the difference if there is one.
     command.check(migrations.configuration(database_url))

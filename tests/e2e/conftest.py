@@ -55,6 +55,7 @@ class Service:
         statistics: bool,
         membership: bool = False,
         surrogate: bool = False,
+        network: bool = False,
     ) -> str:
         """Register a model and return its id."""
         files = {
@@ -67,6 +68,8 @@ class Service:
             files["membership"] = ("membership.safetensors", problem.membership_file())
         if surrogate:
             files["surrogate"] = ("surrogate.safetensors", problem.surrogate_file())
+        if network:
+            files["network"] = ("network.safetensors", problem.network_file())
         answer = self.http.post("/v1/models", files=files)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])

@@ -452,7 +452,9 @@ unchanged = {
 estimate = {"tier": one_of("estimated"), "method": one_of("forget-curvature", "paper-sdp")}
 unchanged_1 = common_1 | unchanged | {"method": one_of("stored", "forget-curvature", "paper-sdp")}
 unchanged_2 = common_2 | unchanged
-unchanged_2 |= {"method": one_of("stored", "surrogate", "forget-curvature", "paper-sdp")}
+unchanged_2 |= {
+    "method": one_of("stored", "stored-sketch", "surrogate", "forget-curvature", "paper-sdp")
+}
 refusal = {"detail": prose, "remedy": prose}
 failure = {"cause": text, "detail": prose}
 SHAPES = {
@@ -466,7 +468,7 @@ SHAPES = {
         "certificate": completed_2
         | {
             "tier": one_of("exact", "certified"),
-            "method": one_of("stored"),
+            "method": one_of("stored", "stored-sketch"),
             "privacy": or_null(privacy),
         },
         "conditional": completed_2
@@ -530,13 +532,18 @@ def check_completed_2(statement):
     old, new = statement["revision_before"], statement["revision_after"]
     logistic = statement["model"]["loss"] == "logistic"
     if statement["kind"] == "certificate":
-        need(statement["tier"] == ("certified" if logistic else "exact"), "tier and loss disagree")
+        sketch = statement["method"] == "stored-sketch"
+        tier = "certified" if logistic or sketch else "exact"
+        need(statement["tier"] == tier, "tier and method disagree")
+        need(not (logistic and sketch), "a sketch is of the squared loss")
+        need(not (sketch and statement["privacy"]), "a sketch's bound holds with a probability")
     need(old["delivered"] == new["delivered"], "released in two ways")
     noisy = new["delivered"] == "weights_with_noise"
     disposal = statement["disposal"]
     need(noisy == (disposal["release_noise"] == "never_recorded"), "noise")
-    anchored = logistic and old["statistics_sha256"] is not None
-    need(anchored == (disposal["superseded_anchor"] != "none"), "an anchor appears or vanishes")
+    stored, anchored = old["statistics_sha256"] is not None, disposal["superseded_anchor"] != "none"
+    need(stored or not anchored, "an anchor without statistics")
+    need(anchored or not (logistic and stored), "logistic statistics without an anchor")
     figures = statement["metrics"]
     for name, value in figures.items():
         if value is None:

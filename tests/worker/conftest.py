@@ -72,6 +72,7 @@ class Shop:
         statistics: bool = True,
         membership: bool = False,
         surrogate: bool = False,
+        network: bool = False,
     ) -> uuid.UUID:
         """Register a model and return its id."""
         services = self.services
@@ -87,6 +88,7 @@ class Shop:
                 holdout=problem.samples_file(np.arange(20)),
                 membership=problem.membership_file() if membership else None,
                 surrogate=problem.surrogate_file() if surrogate else None,
+                network=problem.network_file() if network else None,
                 actor="test",
             )
         return model.id

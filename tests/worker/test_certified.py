@@ -237,7 +237,7 @@ def test_an_attempt_that_breaks_gives_its_reservation_back(services, shop, noisy
         raise RuntimeError("solver exploded")
 
     with monkeypatch.context() as broken:
-        broken.setattr(runner, "unlearn", fail)
+        broken.setattr(runner, "_compute", fail)
         run_next(services)
     assert account_of(services, model).reserved == 0.0
     with monkeypatch.context() as broken:

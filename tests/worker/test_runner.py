@@ -112,7 +112,7 @@ def test_double_deletions_are_refused_before_anything_is_computed(
     run_next(services)
     again = shop.request(model, problem, [8, 7])
     copies = shop.request(model, problem, [8, 9, 8])
-    monkeypatch.setattr(runner, "unlearn", None)  # must not be called
+    monkeypatch.setattr(runner, "_compute", None)  # must not be called
     while run_next(services):
         pass
     assert shop.find(again).refusal["cause"] == "already-forgotten"
@@ -137,7 +137,7 @@ def test_an_unexpected_error_gives_the_request_another_attempt(
     model = shop.register(problem)
     request_id = shop.request(model, problem, [7])
     with monkeypatch.context() as broken:
-        broken.setattr(runner, "unlearn", failing(RuntimeError(f"x[0] = {SECRET}")))
+        broken.setattr(runner, "_compute", failing(RuntimeError(f"x[0] = {SECRET}")))
         assert run_next(services) is False  # the sweeper rings again, later
     request = shop.find(request_id)
     assert (request.state, request.attempts) == ("queued", 1)
@@ -162,7 +162,7 @@ def test_the_last_attempt_ends_in_a_signed_failure_that_quotes_no_data(
     shop, problem = make_shop(max_attempts=2), make_problem()
     model = shop.register(problem)
     request_id = shop.request(model, problem, [7], subject_reference="Jane Doe")
-    monkeypatch.setattr(runner, "unlearn", failing(error))
+    monkeypatch.setattr(runner, "_compute", failing(error))
     run_next(shop.services)
     run_next(shop.services)
     request = shop.find(request_id)
@@ -239,7 +239,7 @@ def test_the_log_keeps_the_message_that_the_record_may_not_quote(
 ):
     problem = make_problem()
     shop.request(shop.register(problem), problem, [7])
-    monkeypatch.setattr(runner, "unlearn", failing(RuntimeError("solver exploded")))
+    monkeypatch.setattr(runner, "_compute", failing(RuntimeError("solver exploded")))
     run_next(services)
     assert "solver exploded" in capsys.readouterr().out
 
@@ -254,14 +254,14 @@ def test_a_worker_that_lost_its_lease_writes_nothing(services, shop, make_proble
     problem = make_problem()
     model = shop.register(problem)
     request_id = shop.request(model, problem, [7])
-    compute = runner.unlearn
+    compute = runner._compute
 
     def too_slow(*arguments, **options):
         result = compute(*arguments, **options)
         expire(services)
         return result
 
-    monkeypatch.setattr(runner, "unlearn", too_slow)
+    monkeypatch.setattr(runner, "_compute", too_slow)
     assert run_next(services) is True
     assert shop.find(request_id).state == "running"  # until a sweeper gives it to another
     assert shop.revision(model) == 0
@@ -279,7 +279,7 @@ def test_an_error_after_the_lease_was_lost_is_left_to_the_new_holder(
         expire(services)
         raise RuntimeError("too late")
 
-    monkeypatch.setattr(runner, "unlearn", break_late)
+    monkeypatch.setattr(runner, "_compute", break_late)
     run_next(services)
     request = shop.find(request_id)
     assert (request.state, request.attempts) == ("running", 1)

@@ -1,4 +1,4 @@
-"""What the checks of both losses share: shapes, symmetry, semidefiniteness, counts."""
+"""What all checks of statistics share: shapes, symmetry, semidefiniteness, counts, anchors."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -8,7 +8,7 @@ import numpy as np
 from app.errors import InvalidInputError
 from app.registry import tensors
 from app.registry.schemas import Manifest
-from app.registry.tensors import F64, I64, AnyArray, Array
+from app.registry.tensors import F32, F64, I64, AnyArray, Array
 from core.rounding import LARGEST_RELATIVE_ROUND_OFF, gamma
 from core.vocabulary import RidgeConvention
 
@@ -18,15 +18,20 @@ _TRACE_SLACK = 1e-9
 
 
 def read(
-    content: bytes, shapes: Mapping[str, Shape], *, optional: AbstractSet[str], counts: set[str]
+    content: bytes,
+    shapes: Mapping[str, Shape],
+    *,
+    optional: AbstractSet[str],
+    counts: AbstractSet[str],
+    singles: AbstractSet[str] = frozenset(),
 ) -> dict[str, AnyArray]:
-    """Return a statistics file's tensors: exactly these keys and shapes, float64 or counts."""
-    found = tensors.read(
-        content,
-        field="statistics",
-        expected={key: (I64,) if key in counts else (F64,) for key in shapes},
-        optional=optional,
-    )
+    """Return a statistics file's tensors: exactly these keys and shapes.
+
+    Those named by `counts` are int64, by `singles` float32, all others float64.
+    """
+    dtypes = dict.fromkeys(shapes, (F64,))
+    dtypes |= dict.fromkeys(counts, (I64,)) | dict.fromkeys(singles, (F32,))
+    found = tensors.read(content, field="statistics", expected=dtypes, optional=optional)
     for key, tensor in found.items():
         tensors.require_shape(tensor, shapes[key], field=f"statistics.{key}")
         tensors.require_finite(tensor, field=f"statistics.{key}")
@@ -54,9 +59,10 @@ def require_count(n_samples: int, manifest: Manifest) -> None:
     """Check that they are of the whole training set."""
     if n_samples != manifest.n_samples:
         raise InvalidInputError(
-            f"statistics.n_samples: {n_samples}, but the manifest says {manifest.n_samples}",
+            f"statistics.n_samples: {n_samples}, but by the manifest it is {manifest.n_samples}",
             field="statistics.n_samples",
-            remedy="Collect the statistics over the whole training set, and nothing else.",
+            remedy="Collect the statistics over the whole training set, and nothing else; the Gram"
+            " matrix of a network is of C rows a sample.",
         )
 
 
@@ -106,3 +112,61 @@ def has_no_eigenvalue_below(matrix: Array, tolerance: float) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def require_anchor(anchor: Array, weights: Array) -> None:
+    """Check that statistics were collected at the very weights that are registered."""
+    # As bits, so that not even −0.0 passes for 0.0: the digest of the weights is of bits, too.
+    differs = anchor.view(np.int64) != weights.view(np.int64)
+    if differs.any():
+        place = tuple(int(index) for index in np.argwhere(differs)[0])
+        raise InvalidInputError(
+            f"statistics.anchor: {anchor[place]!r} at index {list(place)}, where the weights have"
+            f" {weights[place]!r}; they have to agree bit for bit",
+            field="statistics.anchor",
+            remedy="Collect the statistics at the very weights that you register.",
+        )
+
+
+def norm_at_anchor(
+    name: str,
+    gradient: Array,
+    weights: Array,
+    manifest: Manifest,
+    *,
+    uncertainty: float,
+    scale: tuple[str, float],
+    remedy: str,
+) -> float:
+    """Return a bound on ‖∇L(W; D)‖_F = ‖gradient + shift·W‖_F, in sum form.
+
+    Its own rounding, two operations an entry, is added.
+
+    Args:
+        name: The tensor, for messages.
+        gradient: Without the ridge.
+        weights: W.
+        manifest: Its ridge and its tolerance.
+        uncertainty: Bound on how far `gradient` is from that of the samples.
+        scale: In words and numbers, what the tolerance is relative to.
+        remedy: What helps where it is exceeded.
+
+    Raises:
+        InvalidInputError: The gradient is beyond the tolerance.
+    """
+    shift = ridge_shift(manifest)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = float(np.linalg.norm(gradient + shift * weights))
+        terms = np.abs(gradient) + shift * np.abs(weights)
+        rounding = gamma(3) * float(np.linalg.norm(terms)) + uncertainty
+    words, size = scale
+    # `inf <= inf` would let figures pass that say nothing any more.
+    if not np.isfinite(norm + rounding) or not norm <= manifest.training_gradient_tolerance * size:
+        raise InvalidInputError(
+            f"statistics.{name}: the weights are no optimum: ‖∇L(W; D)‖_F = {norm:.6g} with"
+            f" {words} = {size:.6g}, above the training_gradient_tolerance"
+            f" {manifest.training_gradient_tolerance:.6g}",
+            field=f"statistics.{name}",
+            remedy=remedy,
+        )
+    return norm + rounding

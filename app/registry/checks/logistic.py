@@ -65,31 +65,21 @@ class Statistics:
     def training_gradient_norm(self, weights: Array, manifest: Manifest) -> float:
         """Return a bound on ‖∇L(W; D)‖_F = ‖Σ(σ−y)x + shift·W‖_F at the anchor, which W has to be.
 
-        Its own rounding, two operations an entry, and the declared one of the gradient are added.
-
         Raises:
             InvalidInputError: The anchor is not W, or the gradient is beyond the tolerance.
         """
-        _require_anchor(self["anchor"], weights)
-        shift, gradient = _numbers.ridge_shift(manifest), self["gradient"]
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = float(np.linalg.norm(gradient + shift * weights))
-            terms = np.abs(gradient) + shift * np.abs(weights)
-            rounding = gamma(3) * float(np.linalg.norm(terms)) + self.number("gradient_round_off")
-        scale = manifest.n_samples * manifest.feature_norm_bound
-        if not np.isfinite(norm + rounding) or not (
-            norm <= manifest.training_gradient_tolerance * scale
-        ):
-            raise InvalidInputError(
-                f"statistics.gradient: the weights are no optimum: ‖∇L(W; D)‖_F = {norm:.6g} with"
-                f" n·R_x = {scale:.6g}, above the training_gradient_tolerance"
-                f" {manifest.training_gradient_tolerance:.6g}",
-                field="statistics.gradient",
-                remedy="Send the statistics of the training set of these weights, without the ridge"
-                " and, where the objective was perturbed, with b; check the ridge convention and"
-                " strength, train to convergence, or declare a larger tolerance.",
-            )
-        return norm + rounding
+        _numbers.require_anchor(self["anchor"], weights)
+        return _numbers.norm_at_anchor(
+            "gradient",
+            self["gradient"],
+            weights,
+            manifest,
+            uncertainty=self.number("gradient_round_off"),
+            scale=("n·R_x", manifest.n_samples * manifest.feature_norm_bound),
+            remedy="Send the statistics of the training set of these weights, without the ridge"
+            " and, where the objective was perturbed, with b; check the ridge convention and"
+            " strength, train to convergence, or declare a larger tolerance.",
+        )
 
 
 def read(content: bytes, manifest: Manifest) -> Statistics:
@@ -187,19 +177,6 @@ def _finite(name: str, round_off: float) -> Array:
             remedy="Scale the features, or train with a stronger ridge.",
         )
     return np.array([round_off])
-
-
-def _require_anchor(anchor: Array, weights: Array) -> None:
-    # As bits, so that not even −0.0 passes for 0.0: the digest of the weights is of bits, too.
-    differs = anchor.view(np.int64) != weights.view(np.int64)
-    if differs.any():
-        place = tuple(int(index) for index in np.argwhere(differs)[0])
-        raise InvalidInputError(
-            f"statistics.anchor: {anchor[place]!r} at index {list(place)}, where the weights have"
-            f" {weights[place]!r}; they have to agree bit for bit",
-            field="statistics.anchor",
-            remedy="Collect the statistics at the very weights that you register.",
-        )
 
 
 def _require_unmoved(statistics: Statistics) -> None:

@@ -41,6 +41,7 @@ SORTS = {
     "certified": "certificate",
     "objective": "certificate",
     "output": "certificate",
+    "sketch": "certificate",
     "conditional": "conditional",
     "estimate": "estimate",
     "refusal": "refusal",
@@ -51,6 +52,7 @@ VERDICTS = {
     "certified": CERTIFICATE_VERDICTS[Tier.CERTIFIED, None],
     "objective": CERTIFICATE_VERDICTS[Tier.CERTIFIED, Mechanism.OBJECTIVE],
     "output": CERTIFICATE_VERDICTS[Tier.CERTIFIED, Mechanism.OUTPUT],
+    "sketch": CERTIFICATE_VERDICTS[Tier.CERTIFIED, None],
     "conditional": CONDITIONAL_VERDICT,
     "estimate": ESTIMATE_VERDICT,
     "refusal": REFUSAL_VERDICT,
@@ -61,6 +63,7 @@ METHODS = {
     "certified": "stored",
     "objective": "stored",
     "output": "stored",
+    "sketch": "stored-sketch",
     "conditional": "surrogate",
     "estimate": "forget-curvature",
     "refusal": "forget-curvature",
@@ -71,10 +74,13 @@ TIERS = {
     "certified": "certified",
     "objective": "certified",
     "output": "certified",
+    "sketch": "certified",
     "conditional": "surrogate",
     "estimate": "estimated",
 }
 LOGISTIC = {"certified", "objective", "output"}
+ANCHORED = LOGISTIC | {"sketch"}
+UNGUARDED = {"certified", "sketch"}
 
 
 @pytest.fixture
@@ -172,7 +178,7 @@ def write_statement(session, request, sort="certificate"):
             "floor": "ridge",
             "solver": "CLARABEL",
             "prior": {"kind": "forget", "weight": 0.001},
-            "anchor": "move" if logistic else None,
+            "anchor": "move" if sort in ANCHORED else None,
         },
         "seeds": {"gate": "18446744073709551615"},
         "environment": {
@@ -187,7 +193,7 @@ def write_statement(session, request, sort="certificate"):
             "backbone": "unknown",
             "not_covered": list(STANDARD_EXCLUSIONS),
         },
-        "limits": [*STANDARD_LIMITS, *([NO_NOISE_LIMIT] if sort == "certified" else [])],
+        "limits": [*STANDARD_LIMITS, *([NO_NOISE_LIMIT] if sort in UNGUARDED else [])],
         "times": {
             "received": write_time(request.created_at),
             "started": write_time(request.started_at),
@@ -242,7 +248,7 @@ def _privacy(sort):
 
 
 def _outcome(sort, before, n_forget):
-    certifies, logistic = SORTS[sort] == "certificate", sort in LOGISTIC
+    certifies = SORTS[sort] == "certificate"
     score = {"mean_loss": 0.125, "accuracy": 0.9, "n_samples": 3}
     assumption = {
         "text": "The samples were in the training set.",
@@ -296,7 +302,7 @@ def _outcome(sort, before, n_forget):
             "forget_samples": "key_destroyed",
             "superseded_weights": "key_destroyed",
             "superseded_statistics": "key_destroyed" if certifies else "none_stored",
-            "superseded_anchor": "moved" if logistic else "none",
+            "superseded_anchor": "moved" if sort in ANCHORED else "none",
             "release_noise": "never_recorded" if sort == "output" else "none",
         },
     }

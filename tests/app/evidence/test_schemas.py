@@ -25,12 +25,13 @@ SORTS = [
     "certified",
     "objective",
     "output",
+    "sketch",
     "conditional",
     "estimate",
     "refusal",
     "failure",
 ]
-KINDS = {"certified": "certificate", "objective": "certificate", "output": "certificate"}
+KINDS = dict.fromkeys(("certified", "objective", "output", "sketch"), "certificate")
 
 
 def change(statement, path, value):
@@ -133,6 +134,18 @@ OVERCLAIMS = [
     ("certified", "parameters.anchor", "keep"),
     ("certified", "parameters.anchor", None),
     ("certified", "revision_before.delivered", "weights_with_noise"),
+    ("certified", "method", "stored-sketch"),
+    # A sketch: of the squared loss, and its bound bears no (ε, δ).
+    ("sketch", "tier", "exact"),
+    ("sketch", "method", "stored"),
+    ("sketch", "model.loss", "logistic"),
+    ("sketch", "bounds.0.certifies", False),
+    ("sketch", "limits", list(STANDARD_LIMITS)),
+    ("sketch", "verdict", VERDICT_OF_EXACT),
+    ("sketch", "disposal.superseded_anchor", "none"),
+    ("sketch", "disposal.superseded_anchor", "kept_as_secret"),
+    ("sketch", "parameters.anchor", None),
+    ("sketch", "revision_after.delivered", "weights_with_noise"),
     # (ε, δ): within its budget, of the right measure, and about what was released.
     ("objective", "privacy", None),
     ("objective", "privacy.spent", 0.25),
@@ -173,6 +186,7 @@ OVERCLAIMS = [
     ("estimate", "method", "stored"),
     ("estimate", "bounds.0.certifies", True),
     ("estimate", "gates.0.passed", False),
+    ("estimate", "disposal.superseded_anchor", "moved"),  # of statistics that there are not
     ("refusal", "kind", "estimate"),
     ("refusal", "tier", "exact"),
     ("refusal", "cause", "because"),
@@ -329,6 +343,31 @@ def test_a_kept_anchor_is_said_to_be_inside_the_statistics(statement_of, referen
     assert read_record(canonical_json(statement)).disposal.superseded_anchor == "kept_as_secret"
 
 
+def test_no_guarantee_with_noise_rests_on_a_sketch(statement_of, reference):
+    forged = statement_of("output")
+    for path, value in (("method", "stored-sketch"), ("model.loss", "squared")):
+        forged = change(forged, path, value)
+    with pytest.raises(ValidationError, match="probability"):
+        read_record(canonical_json(forged))
+    with pytest.raises(reference.BadBundleError, match="probability"):
+        reference.check_statement(forged)
+
+
+@pytest.mark.parametrize("anchor", ["moved", "kept_as_secret", "none"])
+def test_an_estimate_says_what_became_of_the_anchor_of_a_sketch(statement_of, reference, anchor):
+    # With Gram statistics there is none: the squared loss allows all three.
+    statement = statement_of("estimate")
+    for path, value in (
+        ("revision_before.statistics_sha256", "0" * 64),
+        ("revision_after.statistics_sha256", "1" * 64),
+        ("disposal.superseded_statistics", "key_destroyed"),
+        ("disposal.superseded_anchor", anchor),
+    ):
+        statement = change(statement, path, value)
+    reference.check_statement(statement)
+    assert read_record(canonical_json(statement)).disposal.superseded_anchor == anchor
+
+
 def test_a_surrogate_without_a_declared_distance_promises_nothing(statement_of, reference):
     statement = change(statement_of("conditional"), "surrogate.declared_distance", None)
     statement = change(statement, "verdict", UNDECLARED_VERDICT)
@@ -358,6 +397,7 @@ def test_a_statement_of_version_1_keeps_its_meaning(statement_of, reference, ver
         ("certificate", "model.loss", "logistic"),
         ("refusal", "cause", "budget-spent"),
         ("refusal", "method", "surrogate"),
+        ("refusal", "method", "stored-sketch"),
         ("estimate", "kind", "conditional"),
     ],
 )
