@@ -11,6 +11,7 @@ COPY app app
 COPY core core
 COPY demo demo
 COPY migrations migrations
+COPY training training
 COPY worker worker
 RUN python -m venv /opt/lethe && /opt/lethe/bin/pip install -c constraints.txt .
 

@@ -26,6 +26,7 @@ class Encoding:
             one. None where targets are numbers.
         negative: Target of every class but a row's own, whose is 1.
         constant: Whether a feature that is always 1 follows the owner's.
+        shape: Of one sample where the owner has images, say, which are flattened; None: a row.
     """
 
     num_features: int
@@ -33,12 +34,14 @@ class Encoding:
     classes: tuple[Any, ...] | None = None
     negative: float = 0.0
     constant: bool = False
+    shape: tuple[int, ...] | None = None
 
     def samples(self, features: Any, targets: Any) -> SampleSet:
         """Write rows as samples.
 
         Args:
-            features: X, shape (n, d): an array, a data frame, a tensor or a sparse matrix.
+            features: X, shape (n, d), or (n, *shape) where there is one: an array, a data frame, a
+                tensor or a sparse matrix.
             targets: n labels where there are classes, else shape (n, C), or (n,) with one output.
 
         Returns:
@@ -47,23 +50,17 @@ class Encoding:
         Raises:
             InvalidTensorError: A shape, a label or a value does not fit.
         """
-        rows = _dense(features)
-        if rows.ndim != 2 or rows.shape[1] != self.num_features:  # noqa: PLR2004 - a matrix
-            raise InvalidTensorError(
-                f"X: expected shape (n, {self.num_features}), as the model was fitted on, got "
-                f"{tuple(rows.shape)}"
-            )
-        if self.constant:
-            rows = torch.hstack([rows, rows.new_ones(len(rows), 1)])
+        rows = self.rows(features)
         encoded = torch.tensor(self._target_rows(targets), device=rows.device)
         return SampleSet(rows, encoded)
 
-    def batches(self, features: Any, targets: Any) -> Iterator[SampleSet]:
+    def batches(self, features: Any, targets: Any, size: int = _BATCH_ROWS) -> Iterator[SampleSet]:
         """Write rows as samples, a few thousand at a time.
 
         Args:
             features: As for `samples`.
             targets: As for `samples`.
+            size: How many at a time.
 
         Yields:
             All samples, each once.
@@ -79,9 +76,32 @@ class Encoding:
             )
         if rows.shape[0] == 0:
             raise InvalidTensorError("X: has no rows")
-        for start in range(0, rows.shape[0], _BATCH_ROWS):
-            part = slice(start, start + _BATCH_ROWS)
+        for start in range(0, rows.shape[0], size):
+            part = slice(start, start + size)
             yield self.samples(rows[part], wanted[part])
+
+    def rows(self, features: Any) -> Tensor:
+        """Write features without targets.
+
+        Args:
+            features: As for `samples`.
+
+        Returns:
+            Shape (n, d), float64, the constant included where there is one.
+
+        Raises:
+            InvalidTensorError: A shape or a value does not fit.
+        """
+        rows = _dense(features)
+        expected = self.shape or (self.num_features,)
+        if rows.ndim > 1 and tuple(rows.shape[1:]) == expected:
+            rows = rows.flatten(1)
+        if rows.ndim != 2 or rows.shape[1] != self.num_features:  # noqa: PLR2004 - a matrix
+            raise InvalidTensorError(
+                f"X: expected shape (n, {', '.join(map(str, expected))}), as the model was fitted "
+                f"on, got {tuple(rows.shape)}"
+            )
+        return torch.hstack([rows, rows.new_ones(len(rows), 1)]) if self.constant else rows
 
     def _target_rows(self, targets: Any) -> NDArray[np.float64]:
         values = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else targets
@@ -126,6 +146,21 @@ class Encoding:
                 f"y: expected labels, or rows of {self.negative:g} and 1 as they were trained on"
             )
         return np.ascontiguousarray(rows, dtype=np.float64)
+
+
+def labels_of(num_outputs: int) -> tuple[int, ...]:
+    """Return the labels of a model of torch: 0, 1, …, and two of them for one output.
+
+    Args:
+        num_outputs: C.
+
+    Returns:
+        As many as there are classes.
+
+    >>> labels_of(1), labels_of(3)
+    ((0, 1), (0, 1, 2))
+    """
+    return tuple(range(max(num_outputs, 2)))
 
 
 def _sliceable(features: Any) -> Any:

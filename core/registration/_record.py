@@ -16,6 +16,7 @@ from core.errors import InvalidOptionError, InvalidTensorError
 from core.privacy import Privacy
 from core.problem import LinearModel, Ridge, SampleSet
 from core.registration._encoding import Encoding
+from core.results import AnyStatistics
 from core.statistics import LogisticStatistics, Statistics, collect, collect_logistic
 from core.vocabulary import Loss, Mechanism, RidgeConvention, Task
 
@@ -25,14 +26,14 @@ DEFAULT_TOLERANCE = 1e-6
 _BINARY = "application/octet-stream"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Registration:
-    """All that the service needs of a model, so that its training data can go.
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Registered:
+    """What is registered of any model, so that its training data can go.
 
     Attributes:
         manifest: What `POST /v1/models` takes as the part `manifest`.
-        weights: W, shape (d, C), float64.
-        statistics: Of the whole training set; at W where the loss is logistic.
+        weights: W, shape (d, C), float64; of a network w, shape (D, 1).
+        statistics: Of the whole training set; None where they were not asked for.
         membership: The file of the part `membership`; None where it was not asked for.
         holdout: Samples that were never trained on, for the scores; None where there are none.
         encoding: How features and targets are written as samples.
@@ -42,26 +43,25 @@ class Registration:
 
     manifest: Mapping[str, Any]
     weights: Tensor
-    statistics: Statistics
+    statistics: AnyStatistics | None
     membership: bytes | None
     holdout: SampleSet | None
     encoding: Encoding
     relative_gradient: float
 
     @property
-    def model(self) -> LinearModel:
-        """Return the model as `core.pipeline.unlearn` takes it."""
-        ridge, privacy = self.manifest["ridge"], self.manifest.get("privacy")
-        if privacy is not None:
-            privacy = Privacy(**privacy | {"mechanism": Mechanism(privacy["mechanism"])})
-        return LinearModel(
-            self.weights,
-            Ridge(RidgeConvention(ridge["convention"]), ridge["strength"]),
-            self.statistics.n_samples,
-            self.manifest["feature_norm_bound"],
-            loss=Loss(self.manifest["loss"]),
-            privacy=privacy,
-        )
+    def ridge(self) -> Ridge:
+        """Return the L2 term of the training objective."""
+        ridge = self.manifest["ridge"]
+        return Ridge(RidgeConvention(ridge["convention"]), ridge["strength"])
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """Return how residuals of deletions are hidden, as the manifest declares it."""
+        privacy = self.manifest.get("privacy")
+        if privacy is None:
+            return None
+        return Privacy(**privacy | {"mechanism": Mechanism(privacy["mechanism"])})
 
     def samples(self, features: Any, targets: Any) -> SampleSet:
         """Write rows as they were written at training, for instance those to be forgotten.
@@ -82,12 +82,11 @@ class Registration:
         """Return the binary parts of a registration, each a safetensors file.
 
         Returns:
-            `weights`, `statistics`, and `membership` and `holdout` where there are any.
+            `weights`, and `statistics`, `membership` and `holdout` where there are any.
         """
-        files = {
-            "weights": serialization.dump_weights(self.weights),
-            "statistics": serialization.dump_statistics(self.statistics),
-        }
+        files = {"weights": serialization.dump_weights(self.weights)}
+        if self.statistics is not None:
+            files["statistics"] = serialization.dump_statistics(self.statistics)
         if self.membership is not None:
             files["membership"] = self.membership
         if self.holdout is not None:
@@ -105,6 +104,29 @@ class Registration:
         for name, content in self.files().items():
             parts[name] = (f"{name}.safetensors", content, _BINARY)
         return parts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Registration(Registered):
+    """All that the service needs of a linear model, so that its training data can go.
+
+    Attributes:
+        statistics: Of the whole training set; at W where the loss is logistic.
+    """
+
+    statistics: Statistics
+
+    @property
+    def model(self) -> LinearModel:
+        """Return the model as `core.pipeline.unlearn` takes it."""
+        return LinearModel(
+            self.weights,
+            self.ridge,
+            self.statistics.n_samples,
+            self.manifest["feature_norm_bound"],
+            loss=Loss(self.manifest["loss"]),
+            privacy=self.privacy,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -187,7 +209,7 @@ def register(trained: Trained, batches: Iterable[SampleSet], declared: Declarati
     if trained.loss is Loss.LOGISTIC:
         # Held against it once more by the service, which cannot know the gradient at zero.
         scale = min(scale, statistics.n_samples * bound)
-    relative = _relative(gradient, scale)
+    relative = relative_size(gradient, scale)
     if not relative <= declared.tolerance:
         raise InvalidOptionError(
             f"weights: no optimum of the {trained.loss} loss with ridge {trained.ridge.convention} "
@@ -226,25 +248,49 @@ class _Observer:
     def __init__(self, trained: Trained, key: bytes | None) -> None:
         self._trained = trained
         self._zeros = torch.zeros_like(trained.weights)
-        self._key = key
-        self._digests: list[bytes] = []
+        self._members = Members(trained.task, key)
         self.gradient_at_zero = torch.zeros_like(trained.weights)
         self.longest = 0.0
 
     def watch(self, batches: Iterable[SampleSet]) -> Iterator[SampleSet]:
         functions = losses.OF[self._trained.loss]
         for batch in batches:
-            if self._trained.task is Task.CLASSIFICATION:
-                _require_classes(batch.targets)
+            self._members.add(batch)
             norms = torch.linalg.vector_norm(batch.features, dim=1)
             self.longest = max(self.longest, float(norms.max()))
             self.gradient_at_zero += functions.gradient(self._zeros, batch)
-            if self._key is not None:
-                arrays = (batch.features.cpu().numpy(), batch.targets.cpu().numpy())
-                self._digests += digests.of_each(*arrays, self._key)
             yield batch
 
     def membership_file(self) -> bytes | None:
+        return self._members.file()
+
+
+class Members:
+    """Checks the targets of a training set that passes by, and keeps digests of its samples."""
+
+    def __init__(self, task: Task, key: bytes | None) -> None:
+        """Keep digests under a key, or none where it is None."""
+        self._task = task
+        self._key = key
+        self._digests: list[bytes] = []
+
+    def add(self, samples: SampleSet) -> None:
+        """Look at some of the samples.
+
+        Args:
+            samples: As they will be sent, each once in all calls together.
+
+        Raises:
+            InvalidTensorError: Their targets do not fit the task.
+        """
+        if self._task is Task.CLASSIFICATION:
+            _require_classes(samples.targets)
+        if self._key is not None:
+            arrays = (samples.features.cpu().numpy(), samples.targets.cpu().numpy())
+            self._digests += digests.of_each(*arrays, self._key)
+
+    def file(self) -> bytes | None:
+        """Return the file of the part `membership`; None without a key."""
         if self._key is None:
             return None
         # Sorted: the order of the training set is nobody's business.
@@ -282,7 +328,16 @@ def _training_gradient(trained: Trained, statistics: Statistics) -> Tensor:
     return statistics.training_gradient(trained.weights, trained.ridge)
 
 
-def _relative(gradient: Tensor, scale: float) -> float:
+def relative_size(gradient: Tensor, scale: float) -> float:
+    """Return ‖gradient‖_F / scale; 0 for no gradient, whatever the scale.
+
+    Args:
+        gradient: Of any shape.
+        scale: At least 0.
+
+    Returns:
+        A number, or infinity.
+    """
     size = float(torch.linalg.norm(gradient))
     if size == 0:
         return 0.0

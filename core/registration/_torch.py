@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from core.device import DeviceName, choose
 from core.errors import InvalidOptionError, InvalidTensorError
 from core.problem import Ridge, SampleSet
-from core.registration._encoding import Encoding
+from core.registration._encoding import Encoding, labels_of
 from core.registration._record import (
     DEFAULT_TOLERANCE,
     Declaration,
@@ -92,7 +92,7 @@ def from_torch(
     encoding = Encoding(
         module.in_features,
         module.out_features,
-        classes=_classes(module.out_features) if task is Task.CLASSIFICATION else None,
+        classes=labels_of(module.out_features) if task is Task.CLASSIFICATION else None,
         constant=module.bias is not None,
     )
     return register(
@@ -122,10 +122,6 @@ def _weights(module: nn.Linear, device: torch.device) -> Tensor:
     if module.bias is not None:
         rows.append(module.bias.detach()[None, :])
     return torch.vstack(rows).to(device, torch.float64).contiguous()
-
-
-def _classes(num_outputs: int) -> tuple[int, ...]:
-    return tuple(range(max(num_outputs, 2)))
 
 
 def _batches(

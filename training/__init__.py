@@ -1,0 +1,1 @@
+"""`lethe train-mixed`: the owner's side of networks, from a network and data to a registration."""
