@@ -59,8 +59,8 @@ migration: setup ## New migration from the models: M="add webhooks"
 openapi: setup ## Write docs/openapi.json from the code
 	$(BIN)/python -m app.http.openapi > docs/openapi.json
 
-BENCHMARKS := unlearning certificates gate estimators speed
-bench: setup ## Every benchmark, its plots and benchmarks/README.md (half an hour; B=speed for one)
+BENCHMARKS := unlearning certificates gate estimators speed mixed_linear
+bench: setup ## Every benchmark, its plots and benchmarks/README.md (an hour; B=speed for one)
 	for name in $(or $(B),$(BENCHMARKS)); do \
 		env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; \
 	done

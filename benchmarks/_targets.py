@@ -64,6 +64,22 @@ TARGETS: dict[str, dict[str, Target]] = {
         "batch_1000_speedup": at_least("1,000 records in one batch against retraining", 15),
         "speedup_logistic": Target("one record against retraining, logistic loss"),
     },
+    "mixed_linear": {
+        "rho_w_exact_max": at_most("largest ρ_w with a stored Gram matrix, D ≈ 5k", 1e-6),
+        "gap_points_max": at_most(
+            "points of test accuracy below retraining, 10 and 20 % forgotten, by estimates and "
+            "sketches that no gate refused (the paper: 0.5 to 3.7)",
+            0.5,
+        ),
+        "sketch_one_record_rho_w": at_most(
+            "ρ_w of one record by the best sketch, at the size and λ where that is worst", 0.2
+        ),
+        "speedup_retrain": at_least(
+            "against retraining, at the size and forget set where the fastest way gains least", 20
+        ),
+        "peak_floats_per_D": at_most("peak memory of a matrix-free deletion, D ≈ 10⁶", 8),
+        "violations": none_at_all("certified bounds below the true residual"),
+    },
 }
 
 # By λ, since the ridge is what the remainder is held against.

@@ -59,6 +59,48 @@ def load(name: DatasetName, data_dir: Path | None = None) -> Dataset:
     return _fashion_mnist(data_dir or _DEFAULT_FASHION_MNIST)
 
 
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Pictures with their labels, for networks.
+
+    Attributes:
+        name: What reports call it.
+        train: Shape (n, 1, height, width), float64, in [0, 1].
+        train_labels: Shape (n,), int64.
+        test: Shape (n_test, 1, height, width), as above.
+        test_labels: Shape (n_test,), int64.
+        num_classes: C.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    num_classes: int = 10
+
+
+def load_images(data_dir: Path | None = None) -> Images:
+    """Load Fashion-MNIST's pictures.
+
+    Raises:
+        DataNotFoundError: Its files are missing; the message says what to install.
+    """
+    folder = data_dir or _DEFAULT_FASHION_MNIST
+
+    def pixels(prefix: str) -> Tensor:
+        found = torch.from_numpy(_read_idx(folder, f"{prefix}-images-idx3-ubyte.gz", header=16))
+        return found.reshape(-1, 1, 28, 28).to(torch.float64) / 255
+
+    return Images(
+        "Fashion-MNIST",
+        pixels("train"),
+        _fashion_mnist_labels(folder, "train"),
+        pixels("t10k"),
+        _fashion_mnist_labels(folder, "t10k"),
+    )
+
+
 def reduce_by_pca(dataset: Dataset, dimension: int) -> Dataset:
     """Project the features onto their leading principal components, beside a constant.
 
@@ -111,18 +153,18 @@ def _fashion_mnist(folder: Path) -> Dataset:
         hidden = _with_constant(torch.relu(pixels @ frozen) / 28)
         return hidden.div(torch.linalg.vector_norm(hidden, dim=1, keepdim=True))
 
-    def labels(prefix: str) -> Tensor:
-        return torch.from_numpy(_read_idx(folder, f"{prefix}-labels-idx1-ubyte.gz", header=8)).to(
-            torch.int64
-        )
-
     return Dataset(
         "Fashion-MNIST, 512 frozen random ReLU features",
         features("train"),
-        labels("train"),
+        _fashion_mnist_labels(folder, "train"),
         features("t10k"),
-        labels("t10k"),
+        _fashion_mnist_labels(folder, "t10k"),
     )
+
+
+def _fashion_mnist_labels(folder: Path, prefix: str) -> Tensor:
+    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte.gz", header=8)
+    return torch.from_numpy(labels).to(torch.int64)
 
 
 def _read_idx(
