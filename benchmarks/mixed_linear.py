@@ -72,7 +72,8 @@ class Plan:
         ranks: Of sketches along random directions.
         basis_ranks: Of sketches along directions from the core split.
         gram: Whether a Gram matrix is stored.
-        dear_ranks: Ranks that only the first seed is measured at.
+        dear_ranks: Ranks that only the first seed is measured at, and only with `--dear`: a sketch
+            of 9 GB, twice in memory.
     """
 
     size: Size
@@ -293,7 +294,7 @@ def _row(
 # --- One network ---------------------------------------------------------------------------------
 
 
-def measure(plan: Plan, images: Images, seed: int) -> Iterator[Row]:
+def measure(plan: Plan, images: Images, seed: int, *, dear: bool = False) -> Iterator[Row]:
     """Yield the rows of one size and seed."""
     case = build(plan.size, images, seed)
     gram = _gram(case, plan.ridges[0]) if plan.gram else None
@@ -311,7 +312,7 @@ def measure(plan: Plan, images: Images, seed: int) -> Iterator[Row]:
             yield by_gram(deletion, gram)
         if plan.gram and deletion.share == max(plan.shares):
             yield by_forget_set(deletion, HeadSolver.DIAGONAL)
-    yield from _sketched(plan, case, deletions)
+    yield from _sketched(plan, case, deletions, dear=dear)
 
 
 def _gram(case: Case, relative: float) -> StoredStatistics:
@@ -336,9 +337,9 @@ def _training(case: Case, relative: float, whole: Trained) -> Row:
     }
 
 
-def _sketched(plan: Plan, case: Case, deletions: list[Deletion]) -> Iterator[Row]:
-    dear = plan.dear_ranks if case.seed == 0 else ()
-    for basis, ranks in ((False, (*plan.ranks, *dear)), (True, plan.basis_ranks)):
+def _sketched(plan: Plan, case: Case, deletions: list[Deletion], *, dear: bool) -> Iterator[Row]:
+    random_ranks = (*plan.ranks, *plan.dear_ranks) if dear else plan.ranks
+    for basis, ranks in ((False, random_ranks), (True, plan.basis_ranks)):
         if not ranks:
             continue
         whole = _collect(case, max(ranks), public=basis)
@@ -541,6 +542,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--quick", action="store_true", help="one seed, less data, lower ranks")
+    parser.add_argument("--dear", action="store_true", help="rank 1,024 at D ≈ 10⁶ too, one seed")
     parser.add_argument("--resident", choices=("cg", "dual"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.resident is not None:
@@ -554,7 +556,7 @@ def main() -> None:
         for plan in plans:
             for seed in seeds:
                 bars.update(task, description=f"{plan.size.name}, seed {seed}")
-                rows += measure(plan, images, seed)
+                rows += measure(plan, images, seed, dear=options.dear and seed == seeds[0])
                 bars.advance(task)
     for which, solver in (("cg", "conjugate-gradients"), ("dual", "dual")):
         floats = peak_floats(which)

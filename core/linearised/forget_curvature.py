@@ -22,8 +22,8 @@ from core.linearised.linearisation import Linearisation
 from core.linearised.options import HeadSolver
 from core.results import SolverReport
 
-# A kernel of 32 MiB; by rows of the Jacobian, where layers are not dense, one is dear.
-_MOST_DUAL_ROWS = 2048
+# A kernel of 128 MiB; by rows of the Jacobian, where layers are not dense, one is dear.
+_MOST_DUAL_ROWS = 4096
 _MOST_DUAL_ROWS_GENERIC = 64
 # An estimate is off by tenths; what a solver leaves need not be much smaller.
 _TOLERANCE = 1e-6
@@ -230,6 +230,7 @@ class _KernelJudge:
     outputs: int
     n_remaining: int
     shift: float
+    scratch: tuple[Tensor, Tensor]  # of the kernel's shape, for each halving in turn
 
     @classmethod
     def of(cls, curvature: ForgetCurvature, kernel: Tensor, right_side: Tensor) -> "_KernelJudge":
@@ -240,14 +241,17 @@ class _KernelJudge:
             linearisation.num_outputs,
             curvature.n_remaining,
             curvature.shift,
+            (torch.empty_like(kernel), torch.empty_like(kernel)),
         )
 
     def split(self, order: Tensor) -> Iterator[tuple["_Half", "_Half", Tensor]]:
-        # Rows of one half together, so that every block is a view.
+        # Rows of one half together, so that every block is a view: good until the next halving.
         middle = len(order) // 2
         within = torch.arange(self.outputs, device=order.device)
         rows = (order[:, None] * self.outputs + within).reshape(-1).to(self.kernel.device)
-        kernel, images = self.kernel[rows][:, rows], self.images[rows]
+        partly = torch.index_select(self.kernel, 0, rows, out=self.scratch[0])
+        kernel = torch.index_select(partly, 1, rows, out=self.scratch[1])
+        images = self.images[rows]
         end = middle * self.outputs
         first = _Half(middle, kernel[:end, :end], images[:end])
         second = _Half(len(order) - middle, kernel[end:, end:], images[end:])

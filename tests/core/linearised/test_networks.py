@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from core.device import to_device
 from core.errors import InvalidOptionError, InvalidTensorError
+from core.linearised import networks
 from core.linearised.architectures import (
     NetworkSpec,
     feature_shape,
@@ -434,3 +435,23 @@ def test_a_network_can_be_trained_from_its_start_through_the_head():
     trained = load_network(spec, parameters)
     outputs = functional_call(network._module, parameters, (inputs,))
     assert torch.equal(trained.head(trained.parameters, inputs), outputs)
+
+
+def test_flattened_inputs_become_the_features_that_they_have_and_features_stay_what_they_are():
+    spec = declare("cnn", 3)
+    state, inputs = trained_tensors(spec), draw_samples(spec)
+    whole = load_network(spec, state)
+    features = whole.features_of(inputs.flatten(1))
+    assert torch.equal(features, whole.frozen(inputs))
+    head = load_network(spec, {name: state[name] for name in head_tensors(spec)}, head_only=True)
+    sent = features.flatten(1)
+    assert torch.equal(head.features_of(sent), features)
+
+
+@pytest.mark.parametrize("floats", [1, 500])
+def test_features_do_not_depend_on_how_samples_are_batched(floats, monkeypatch):
+    network = load(declare("cnn", 2))
+    inputs = draw_samples(network.spec, n=5)
+    whole = network.frozen(inputs)
+    monkeypatch.setattr(networks, "_BATCH_FLOATS", floats)
+    assert_close(network.frozen(inputs), whole, rtol=1e-13, atol=1e-13)
