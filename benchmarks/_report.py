@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,31 @@ def memory(name: str) -> int:
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
     raise LookupError(f"/proc/self/status: has no {name}")
+
+
+def resident_growth(run: Callable[[], object]) -> int:
+    """Return by how many bytes the peak of resident memory grows while something runs."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    run()
+    return memory("VmHWM") - before
+
+
+def in_fresh_process(module: str, which: str) -> float | None:
+    """Run `python -m MODULE --resident WHICH`, which prints a number.
+
+    Only a fresh process has a peak of its own, and Linux alone lets one set it back: else None.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    answer = subprocess.run(  # noqa: S603 - a module of this package
+        [sys.executable, "-m", module, "--resident", which],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(answer.stdout))
 
 
 def where(report: dict[str, Any]) -> str:

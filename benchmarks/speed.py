@@ -34,8 +34,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -400,20 +398,6 @@ def allocated_floats(stream: Stream) -> float:
     return peak / (_BYTES * result.weights.shape[0] ** 2)
 
 
-def resident_floats(which: str) -> float | None:
-    """Return the growth of the peak resident memory by a deletion, in units of d² float64."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    answer = subprocess.run(  # noqa: S603 - this very program
-        [sys.executable, "-m", "benchmarks.speed", "--resident", which],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(json.loads(answer.stdout))
-
-
 def measure_resident(which: str) -> float:
     """Measure in this process; Linux alone lets a process set its peak back."""
     case = build(2 * RESIDENT_FEATURES, RidgeConvention.PER_SAMPLE, RESIDENT_FEATURES)
@@ -421,11 +405,8 @@ def measure_resident(which: str) -> float:
         case = case.prepared()
     # The first calls map code and allocate buffers of the BLAS library, whatever d is.
     Stream(build(200, RidgeConvention.PER_SAMPLE, 64)).step()
-    stream = Stream(case)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _report.memory("VmRSS")
-    stream.step()
-    return (_report.memory("VmHWM") - before) / (_BYTES * RESIDENT_FEATURES**2)
+    growth = _report.resident_growth(Stream(case).step)
+    return growth / (_BYTES * RESIDENT_FEATURES**2)
 
 
 def main() -> None:
@@ -440,7 +421,8 @@ def main() -> None:
         return
     rows = list(_measure(quick=options.quick))
     resident = {
-        which: None if options.quick else resident_floats(which) for which in ("prepared", "first")
+        which: None if options.quick else _report.in_fresh_process("benchmarks.speed", which)
+        for which in ("prepared", "first")
     }
     for which, floats in resident.items():
         print(f"peak resident memory, d={RESIDENT_FEATURES}, {which}: {floats or math.nan:.2f} d²")

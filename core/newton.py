@@ -187,11 +187,13 @@ def solve(hessian: Tensor, right_side: Tensor) -> Tensor:
     return torch.cat([cholesky(matrix).solve(column) for matrix, column in columns], dim=1)
 
 
-def cholesky(hessian: Tensor) -> Factorisation:
-    """Return the Cholesky factorisation of a Hessian.
+def cholesky(hessian: Tensor, shift: float = 0.0, *, name: str = "Hessian") -> Factorisation:
+    """Return the Cholesky factorisation of a Hessian, or of what stands for one.
 
     Args:
         hessian: Shape (d, d), float64, symmetric.
+        shift: What is added to every eigenvalue, in the copy that is factorised.
+        name: What messages call it.
 
     Returns:
         The factorisation, complete.
@@ -200,10 +202,10 @@ def cholesky(hessian: Tensor) -> Factorisation:
         IllConditionedError: It is not positive definite in float64. No jitter is added: a changed
             Hessian would void the residual that a bound states.
     """
-    factor = factorise(hessian)
+    factor = factorise(hessian, shift)
     if factor.failed_minor > 0:
         raise IllConditionedError(
-            f"Hessian: its leading minor of order {factor.failed_minor} is not positive in "
+            f"{name}: its leading minor of order {factor.failed_minor} is not positive in "
             "float64; a stronger ridge would make it so"
         )
     return factor

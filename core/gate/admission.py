@@ -142,7 +142,7 @@ def require_possible_rest(
     problems = []
     if trace > upward(limit):
         problems.append(
-            f"the squared norms of the {rest.n_samples} remaining samples would add up to "
+            f"the squared norms of the {rest.n_samples} remaining rows would add up to "
             f"{trace:.6g}, more than the model's declared bound on norms allows"
         )
     if task is Task.CLASSIFICATION and counts_are_broken(before, rest):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.errors import IllConditionedError, SolverError
-from core.factorisation import Factorisation, factorise
+from core.errors import SolverError
 from core.linearised.conjugate_gradients import Operator, conjugate_gradients
 from core.linearised.linearisation import Linearisation
 from core.linearised.options import HeadSolver
+from core.newton import cholesky
 from core.results import SolverReport
 
 # A kernel of 128 MiB; by rows of the Jacobian, where layers are not dense, one is dear.
@@ -30,6 +30,7 @@ _TOLERANCE = 1e-6
 _GATE_TOLERANCE = 1e-2
 _REFINEMENTS = 4
 _PROBES = 64
+_KERNEL = "kernel of the forget set"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +177,7 @@ class ForgetCurvature:
     def _solve_dual(self, kernel: Tensor, right_side: Tensor, tolerance: float) -> Solution:
         # V = (q − Jᵀ(K + (s/c)I)⁻¹Jq)/s. The difference cancels where curvature is large; what it
         # loses, refinement with the same factor brings back.
-        factor = _factorised(kernel, self.shift / self.scale)
+        factor = cholesky(kernel, self.shift / self.scale, name=_KERNEL)
         size = float(torch.linalg.vector_norm(right_side))
         change = torch.zeros_like(right_side)
         left, relative, steps = right_side, float(size != 0), 0
@@ -261,7 +262,7 @@ class _KernelJudge:
     def mismatch(self, half: "_Half", other: "_Half", cross: Tensor) -> float:
         # V = (q − J_Aᵀα)/s solves Ĥ_A V = q; what the other half makes of it,
         # c_B J_BᵀJ_B V + sV − q = c_B J_Bᵀβ − J_Aᵀα with β = J_B V, has its norm from K.
-        factor = _factorised(half.kernel, self.shift * half.count / self.n_remaining)
+        factor = cholesky(half.kernel, self.shift * half.count / self.n_remaining, name=_KERNEL)
         alpha = factor.solve(half.images)
         beta = (other.images - cross @ alpha).mul_(self.n_remaining / (other.count * self.shift))
         square = beta.T @ (other.kernel @ beta) + alpha.T @ (half.kernel @ alpha)
@@ -296,13 +297,3 @@ def _hutchinson(linearisation: Linearisation, features: Tensor, probes: int, see
         signs = torch.randint(2, (1, len(total)), generator=generator).to(total).mul_(2).sub_(1)
         total += linearisation.gauss_newton(features, signs)[0].mul_(signs[0])
     return total.div_(probes)
-
-
-def _factorised(kernel: Tensor, shift: float) -> Factorisation:
-    factor = factorise(kernel, shift)
-    if factor.failed_minor > 0:
-        raise IllConditionedError(
-            f"kernel of the forget set: its leading minor of order {factor.failed_minor} is not "
-            "positive in float64; a stronger ridge would make it so"
-        )
-    return factor

@@ -55,7 +55,7 @@ def run(deletion: NetworkDeletion) -> NetworkOutcome:
     change, report = curvature.solve(-remaining.gradient(ridge))
     deletion.progress("bound", 0.8)
     view = SketchView.at(curvature, ridge, change)
-    deletion.gates.append(_require_informative(deletion, view.residual))
+    deletion.gates.append(_require_informative(deletion, view))
     found = sketch_bounds(view.residual, deletion.n_remaining, ridge, certifies=True)
     weights = remaining.anchor + change
     if deletion.options.anchor is Anchor.MOVE:
@@ -120,12 +120,14 @@ class SketchView:
         ridge: The L2 term.
         gradient: g_r + AV, the part of the retain gradient that it tells, shape (D, 1), float64.
         error: Bound on the part that it does not: ‖(H_r − A)V‖ by (8), and rounding.
+        untouched: ‖g_r‖, what doing nothing since the anchor leaves, as far as it is known.
     """
 
     statistics: SketchStatistics
     ridge: Ridge
     gradient: Tensor
     error: float
+    untouched: float
 
     @classmethod
     def at(cls, curvature: SketchedCurvature, ridge: Ridge, change: Tensor) -> "SketchView":
@@ -142,13 +144,18 @@ class SketchView:
         statistics = curvature.statistics
         gradient, product = statistics.gradient(ridge), curvature.times(change)
         error = curvature.error(change) + _rounding(statistics, ridge, change, gradient, product)
-        return cls(statistics, ridge, gradient.add_(product), upward(error))
+        untouched = float(torch.linalg.vector_norm(gradient))
+        return cls(statistics, ridge, gradient.add_(product), upward(error), untouched)
+
+    @property
+    def own(self) -> float:
+        """Return a bound on what this step leaves of the gradient that it set out to remove."""
+        return upward(float(torch.linalg.vector_norm(self.gradient)) + self.error)
 
     @property
     def residual(self) -> float:
         """Return a bound on ‖∇L‖ at the end of the step, what earlier ones left included."""
-        known = float(torch.linalg.vector_norm(self.gradient))
-        return upward(known + self.error + self.statistics.gradient_uncertainty)
+        return upward(self.own + self.statistics.gradient_uncertainty)
 
     def moved(self, weights: Tensor) -> SketchStatistics:
         """Return the statistics with the end of the step as their anchor.
@@ -222,17 +229,18 @@ def _rounding(
     return PRODUCT_ROUND_OFF * summed + (shift + statistics.trace) * moved
 
 
-def _require_informative(deletion: NetworkDeletion, residual: float) -> GateResult:
-    # A bound above the forget gradient would certify what doing nothing leaves as well.
-    size = float(torch.linalg.vector_norm(deletion.forget_gradient()))
-    threshold = deletion.options.gate.threshold
-    ratio = residual / size if size != 0 else 0.0
+def _require_informative(deletion: NetworkDeletion, view: SketchView) -> GateResult:
+    # Else it would certify what doing nothing leaves as well. What earlier deletions left is in
+    # the certified residual, but no reason to leave these samples in.
+    threshold, size = deletion.options.gate.threshold, view.untouched
+    ratio = view.own / size if size != 0 else 0.0
     result = GateResult(
         "bound_says_something",
         ratio < threshold,  # False for NaN
         ratio if math.isfinite(ratio) else None,
         threshold,
-        f"the bound on what is left is {ratio:.3g} of the forget gradient; doing nothing scores 1",
+        f"the bound on what is left is {ratio:.3g} of what doing nothing leaves; earlier deletions "
+        f"left at most {view.statistics.gradient_uncertainty:.3g} beside",
     )
     if not result.passed:
         raise GateFailedError(result, RefusalCause.ESTIMATE_UNRELIABLE, _BETTER)

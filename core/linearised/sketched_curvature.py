@@ -75,7 +75,7 @@ class SketchedCurvature:
         spanned = statistics.sketch[:rank]
         small = 0.5 * (statistics.core[:rank, :rank] + statistics.core[:rank, :rank].T)
         small.diagonal().add_(_CORE_SHIFT * float(small.diagonal().max()))
-        core = cholesky(small)
+        core = cholesky(small, name="core of the sketch")
         gram = _whitened_gram(core, spanned)
         trace = float(gram.trace())
         tail = _tail(statistics, core, statistics.trace - trace)

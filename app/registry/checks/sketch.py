@@ -157,7 +157,7 @@ def _require_numbers(statistics: Statistics, manifest: Manifest) -> None:
         raise InvalidInputError(
             f"statistics.gradient_uncertainty: expected a number from 0, got {uncertainty:.6g}",
             field="statistics.gradient_uncertainty",
-            remedy="Send 0: no deletion has left the gradient undetermined yet.",
+            remedy="Send what was collected: a bound on the rounding of the gradient's sum.",
         )
 
 

@@ -358,6 +358,20 @@ def test_a_bound_that_says_no_more_than_doing_nothing_is_refused_with_its_remedy
     assert [each.passed for each in result.gates[:-1]] == [True] * 4
 
 
+@pytest.mark.parametrize("anchor", list(Anchor))
+def test_a_long_stream_of_single_deletions_goes_on(anchor):
+    # What earlier ones left adds up to more than a single gradient, and refuses none of the later.
+    problem = MLP.but(ridge=Ridge(RidgeConvention.PER_SAMPLE, 0.3))
+    model, statistics, gone = problem.model, problem.sketch(rank=30), []
+    for row in range(20):
+        gone.append(row)
+        result = completed(run(problem, statistics, [row], model=model, anchor=anchor))
+        model, statistics = follow(model, result), result.statistics
+        assert problem.gradient_norm(result.weights, problem.rest(gone)) <= bound(result)
+    single = completed(run(problem, problem.sketch(rank=30), [0], anchor=anchor))
+    assert bound(result) > bound(single)
+
+
 def test_a_policy_may_ask_for_more_than_something():
     problem = MLP.but(ridge=Ridge(RidgeConvention.PER_SAMPLE, 0.3))
     statistics = problem.sketch(rank=30)
@@ -384,7 +398,7 @@ def test_targets_that_overflow_are_refused_with_figures_that_json_can_hold(size)
 
 
 def test_a_bound_that_is_no_number_is_refused_with_figures_that_json_can_hold(monkeypatch):
-    monkeypatch.setattr(sketched.SketchView, "residual", float("nan"))
+    monkeypatch.setattr(sketched.SketchView, "own", float("nan"))
     problem = MLP.but(ridge=Ridge(RidgeConvention.PER_SAMPLE, 0.3))
     result = run(problem, problem.sketch(rank=30), [1])
     assert isinstance(result, Refused)
