@@ -258,8 +258,8 @@ def merge_sketches(first: SketchStatistics, second: SketchStatistics) -> SketchS
 def public_basis(linearisation: Linearisation, public: Tensor, *, rank: int, seed: int) -> Tensor:
     """Return directions along which public data has most curvature.
 
-    If the training set resembles them, a sketch along these says as much as a random one of three
-    to four times its rank. They never change, so they must not depend on the training set.
+    If the training set resembles them, a sketch along these says as much as a random one of two
+    to three times its rank. They never change, so they must not depend on the training set.
 
     Args:
         linearisation: f_{w_c} and J.

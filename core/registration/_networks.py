@@ -135,7 +135,7 @@ def from_network(
         rank: Directions of a sketch that its estimate is made of.
         error_probes: Directions of a sketch that measure the estimate's error.
         public_inputs: Samples that no deletion will ever concern, as `inputs`; a sketch is then
-            taken along what has most curvature there, which serves as well as three to four times
+            taken along what has most curvature there, which serves as well as two to three times
             the rank.
         seed: Of a sketch, a secret below 2^53 that is kept in it alone; None draws one.
         membership: Whether to hash every sample, so that the service can check that samples to be
