@@ -5,6 +5,7 @@ device that computes the rest.
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import safetensors.torch
 from sqlalchemy.orm import Session
@@ -19,12 +20,10 @@ from core.linearised import pipeline
 from core.linearised.linearisation import Linearisation
 from core.linearised.networks import load_network
 from core.linearised.problem import FeatureSamples, MixedLinearModel
-from core.options import UnlearningOptions
 from core.problem import SampleSet
 from core.results import AnyStatistics, Refused, Unlearned
 from core.serialization import load_samples, load_statistics, load_weights
-from core.vocabulary import Standing, Task
-from worker.problems import Progress, ridge_of, sample_set
+from worker.problems import Asked, ridge_of, sample_set
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,26 +42,14 @@ class NetworkProblem:
     statistics: AnyStatistics | None
     holdout: SampleSet | None
 
-    def unlearn(
-        self,
-        *,
-        task: Task,
-        options: UnlearningOptions,
-        membership: Standing,
-        noise_key: bytes | None,
-        progress: Progress,
-    ) -> Unlearned | Refused:
+    def unlearn(self, **asked: Unpack[Asked]) -> Unlearned | Refused:
         """Compute it."""
         return pipeline.unlearn(
             self.model,
             self._through_frozen_layers(self.forget),
             statistics=self.statistics,
             holdout=None if self.holdout is None else self._through_frozen_layers(self.holdout),
-            task=task,
-            options=options,
-            membership=membership,
-            noise_key=noise_key,
-            progress=progress,
+            **asked,
         )
 
     def _through_frozen_layers(self, samples: SampleSet) -> FeatureSamples:

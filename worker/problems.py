@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import safetensors.torch
 import torch
@@ -26,21 +26,23 @@ from core.vocabulary import Standing, Task
 Progress = Callable[[str, float], None]
 
 
+class Asked(TypedDict):
+    """What a deletion is asked with, whatever the model: `core.pipeline.unlearn` describes each."""
+
+    task: Task
+    options: UnlearningOptions
+    membership: Standing
+    noise_key: bytes | None
+    progress: Progress
+
+
 class Problem(Protocol):
     """A model, what is stored of its training set, and the samples that it shall forget.
 
     Records of the core, so that all of it can be brought to a device.
     """
 
-    def unlearn(
-        self,
-        *,
-        task: Task,
-        options: UnlearningOptions,
-        membership: Standing,
-        noise_key: bytes | None,
-        progress: Progress,
-    ) -> Unlearned | Refused:
+    def unlearn(self, **asked: Unpack[Asked]) -> Unlearned | Refused:
         """Compute the deletion, as `core.pipeline.unlearn` describes it."""
 
 
@@ -62,15 +64,7 @@ class LinearProblem:
     surrogate: Surrogate | None
     holdout: SampleSet | None
 
-    def unlearn(
-        self,
-        *,
-        task: Task,
-        options: UnlearningOptions,
-        membership: Standing,
-        noise_key: bytes | None,
-        progress: Progress,
-    ) -> Unlearned | Refused:
+    def unlearn(self, **asked: Unpack[Asked]) -> Unlearned | Refused:
         """Compute it."""
         return pipeline.unlearn(
             self.model,
@@ -78,11 +72,7 @@ class LinearProblem:
             statistics=self.statistics,
             surrogate=self.surrogate,
             holdout=self.holdout,
-            task=task,
-            options=options,
-            membership=membership,
-            noise_key=noise_key,
-            progress=progress,
+            **asked,
         )
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from core import bounds, gate
-from core.errors import InvalidOptionError
 from core.linearised import sketched
 from core.linearised.bounds import of_network
 from core.linearised.deletion import NetworkDeletion, NetworkOutcome
@@ -18,7 +17,6 @@ from core.linearised.sketched_curvature import SketchedCurvature
 from core.results import AnyStatistics, Bound, GateResult, SolverReport
 from core.rounding import PRODUCT_ROUND_OFF
 from core.statistics import StoredStatistics
-from core.vocabulary import Method
 
 
 def run(deletion: NetworkDeletion) -> NetworkOutcome:
@@ -31,16 +29,10 @@ def run(deletion: NetworkDeletion) -> NetworkOutcome:
         Weights about which nothing is guaranteed, with the worst case.
 
     Raises:
-        InvalidOptionError: The method is none of a network's.
         GateFailedError: The estimate would do harm, or cannot be judged.
         IllConditionedError: A kernel has no Cholesky factor, or something overflows.
         SolverError: The system is not solved to its tolerance.
     """
-    if deletion.options.method is not Method.FORGET_CURVATURE:
-        raise InvalidOptionError(
-            f"method: a network has no `{deletion.options.method}`; take `stored`, "
-            "`stored-sketch` or `forget-curvature`"
-        )
     model = deletion.model
     deletion.gates.append(gate.require_halves(len(deletion.forget)))
     deletion.progress("estimate", 0.1)

@@ -26,9 +26,11 @@ from core.vocabulary import Mechanism, Method, RefusalCause, Standing, Task, Tie
 _TIERS: Mapping[Tier, Callable[[NetworkDeletion], NetworkOutcome]] = {
     Tier.EXACT: exact.run,
     Tier.CERTIFIED: sketched.run,
-    Tier.SURROGATE: estimated.run,  # refuses it by name
     Tier.ESTIMATED: estimated.run,
 }
+
+
+_METHODS = (Method.STORED, Method.SKETCH, Method.FORGET_CURVATURE)
 
 
 def unlearn(
@@ -120,6 +122,11 @@ def _require_consistent(deletion: NetworkDeletion) -> None:
     if deletion.released_before is not None:
         require_matrix("released_before", deletion.released_before, *model.weights.shape)
     method = deletion.options.method
+    if method not in _METHODS:
+        raise InvalidOptionError(
+            f"method: a network has no `{method}`; take `stored`, `stored-sketch` or "
+            "`forget-curvature`"
+        )
     needed = {Method.STORED: StoredStatistics, Method.SKETCH: SketchStatistics}.get(method)
     if needed is not None and not isinstance(statistics, needed):
         found = "none are stored" if statistics is None else f"got {type(statistics).__name__}"
