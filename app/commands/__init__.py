@@ -1,0 +1,1 @@
+"""What `lethe` does, one module a subject; `app.cli` puts them together."""

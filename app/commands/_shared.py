@@ -1,0 +1,61 @@
+"""What commands share: where they print, how errors are told, which database is meant."""
+# ruff: noqa: PLC0415 - imports when a command runs: `lethe --help` stays quick
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from app.errors import AppError
+
+EXIT_FAILED = 1  # what was asked for did not come about, or a record does not verify
+EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
+
+# Paths and keys have to stay copyable: no colours inside them, no line breaks by the console.
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+StateDir = Annotated[
+    Path, typer.Option(help="Folder of the service's keys, data and logs; survives restarts.")
+]
+
+
+def database_url(state_dir: Path) -> str:
+    """Return DATABASE_URL, or the address of the database of the stack that runs here.
+
+    Raises:
+        LauncherError: There is neither.
+    """
+    from app.embedded.launcher import LauncherError
+    from app.embedded.stack import Elsewhere, running_stack
+
+    if (chosen := Elsewhere().database_url) is not None:
+        return chosen
+    if (stack := running_stack(state_dir)) is not None and stack.database_url is not None:
+        return stack.database_url
+    raise LauncherError(
+        f"no database: DATABASE_URL is not set and no service runs on {state_dir};"
+        " set it, or start one with `lethe up`"
+    )
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn errors that a user can do something about into sentences instead of tracebacks."""
+    from app.artifacts.keys import MasterKeyError
+    from app.embedded.launcher import LauncherError
+    from app.evidence.signing import SigningKeyError
+
+    try:
+        yield
+    except AppError as error:
+        errors.print("[bold red]error:[/] ", end="")
+        errors.print(f"{error.detail} {error.remedy}", markup=False)
+        raise typer.Exit(EXIT_FAILED) from error
+    except (LauncherError, FileExistsError, MasterKeyError, SigningKeyError) as error:
+        errors.print("[bold red]error:[/] ", end="")
+        errors.print(str(error), markup=False)
+        raise typer.Exit(EXIT_FAILED) from error
