@@ -7,7 +7,7 @@ T ?= tests core
 # Two test processes share the machine; more threads each would only fight.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo up down test e2e check lint fmt types imports migrate migration openapi bench clean
+.PHONY: help setup demo up down test e2e check lint fmt types imports migrate migration openapi schemas bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,7 +59,10 @@ migration: setup ## New migration from the models: M="add webhooks"
 openapi: setup ## Write docs/openapi.json from the code
 	$(BIN)/python -m app.http.openapi > docs/openapi.json
 
-BENCHMARKS := unlearning certificates gate estimators speed mixed_linear
+schemas: setup ## Write docs/schemas/, the JSON Schemas of signed records, from the code
+	$(BIN)/python -m app.evidence.intoto_schemas docs/schemas
+
+BENCHMARKS := unlearning certificates gate estimators speed mixed_linear evidence
 bench: setup ## Every benchmark, its plots and benchmarks/README.md (an hour; B=speed for one)
 	for name in $(or $(B),$(BENCHMARKS)); do \
 		env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; \

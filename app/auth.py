@@ -32,6 +32,8 @@ class Scope(enum.StrEnum):
     MODELS_WRITE = "models:write"
     UNLEARNING_WRITE = "unlearning:write"
     READ = "read"
+    # Old and new weights together reveal what was forgotten (METHOD §5): not every reader's.
+    WEIGHTS_READ = "weights:read"
     AUDIT_READ = "audit:read"
     ADMIN = "admin"  # everything
 

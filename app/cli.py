@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from app.commands import records, service
+from app.commands import records, render, service
+from app.commands.audit import audit
 from app.commands.database import database
 from app.commands.keys import keys
 
@@ -23,7 +24,9 @@ app.command()(service.up)
 app.command()(service.down)
 app.add_typer(database, name="db")
 app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
 app.command()(records.verify)
+app.command()(render.render)
 
 
 def _add_plugin(plugin: EntryPoint) -> None:

@@ -20,6 +20,13 @@ class AppError(Exception):
         self.field = field
 
 
+class SigningKeyError(ValueError):
+    """A signing key is missing, does not open, is no Ed25519 key, or may not be used so.
+
+    For whoever sets the service up: only `KeyNotInForceError` can come up while it runs.
+    """
+
+
 class InvalidInputError(AppError):
     """A field of the request is malformed or contradicts the model's manifest."""
 
@@ -78,6 +85,22 @@ class NoCertificateError(AppError):
 
 class AuditEntryNotFoundError(AppError):
     """The audit log has no such entry."""
+
+
+class LogClosedError(AppError):
+    """There is no open audit log to write to."""
+
+
+class KeyNotInForceError(AppError, SigningKeyError):
+    """The service's key may not sign for the open log: its operator has to install another."""
+
+
+class InconsistentLogError(AppError):
+    """The audit log contradicts what was signed about it before: nothing more is signed."""
+
+
+class AnchorUnreadableError(AppError):
+    """The checkpoints kept outside the database cannot be read: nothing is signed before."""
 
 
 class IdempotencyMismatchError(AppError):

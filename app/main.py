@@ -15,6 +15,7 @@ from app.evidence.routes import router as evidence_router
 from app.http import health, problems
 from app.http.middleware import BodyLimit, RequestContext
 from app.logging import configure_logging
+from app.process import forbid_core_dumps
 from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
 from app.services import Services
@@ -37,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SigningKeyError: The signing key file is.
     """
     if settings is None:
+        forbid_core_dumps()
         configure_logging()
         settings = get_settings()
     app = assemble()

@@ -11,7 +11,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.artifacts.keys import MasterKey
 from app.artifacts.store import ArtifactStore
 from app.db import make_engine, make_sessions
-from app.evidence.signing import Signer
+from app.evidence.anchors import AnchoredNotary
+from app.evidence.checkpoints import Notary
+from app.evidence.keysources import key_source
+from app.evidence.models import KeyRole
+from app.evidence.signing import CheckpointSigner, Signer
 from app.jobs import JobQueue
 from app.settings import Settings
 
@@ -26,6 +30,8 @@ class Services:
     keys: MasterKey
     store: ArtifactStore
     signer: Signer
+    checkpoint_signer: CheckpointSigner
+    notary: Notary
     queue: JobQueue
     process: str  # names this process in leases and logs
 
@@ -34,13 +40,21 @@ class Services:
         """Load keys and prepare connections; nothing is connected before it is used."""
         keys = MasterKey.load(settings.master_key_file)
         engine = make_engine(settings.database_url)
+        sessions = make_sessions(engine)
+        checkpoint_signer = CheckpointSigner.from_source(
+            key_source(settings, KeyRole.CHECKPOINTS, keys)
+        )
         return cls(
             settings=settings,
             engine=engine,
-            sessions=make_sessions(engine),
+            sessions=sessions,
             keys=keys,
             store=ArtifactStore(settings.artifacts_url, keys),
-            signer=Signer.load(settings.signing_key_file),
+            signer=Signer.from_source(key_source(settings, KeyRole.RECORDS, keys)),
+            checkpoint_signer=checkpoint_signer,
+            notary=AnchoredNotary(
+                sessions, checkpoint_signer, settings.log_origin, settings.anchor_url
+            ),
             queue=JobQueue(settings.redis_url),
             process=f"{socket.gethostname()}:{os.getpid()}",
         )

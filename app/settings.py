@@ -1,22 +1,97 @@
 """Every setting of the service, read from the environment or `.env`; names as in `.env.example`."""
 
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.vocabulary import Anchor
 
 
-class Settings(BaseSettings):
-    """One typed place for what an operator may choose."""
+class PassphraseSettings(BaseSettings):
+    """What the files of private keys are encrypted with."""
 
     # URLs may hold passwords, so neither errors nor representations quote them.
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
     )
+
+    key_passphrase: SecretStr | None = Field(
+        None, description="Opens both keys; without one it is derived from the master key"
+    )
+    key_passphrase_file: Path | None = Field(None, description="File of KEY_PASSPHRASE")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_empty_as_absent(cls, value: object, info: ValidationInfo) -> object:
+        # Compose files pass on what is not set as an empty text.
+        optional = info.field_name is not None and (
+            cls.model_fields[info.field_name].default is None
+        )
+        return None if optional and value == "" else value
+
+    @model_validator(mode="after")
+    def _require_one_passphrase(self) -> Self:
+        if self.key_passphrase is not None and self.key_passphrase_file is not None:
+            raise ValueError("set KEY_PASSPHRASE_FILE or KEY_PASSPHRASE: both are")
+        return self
+
+
+class KeySettings(PassphraseSettings):
+    """Where a deployment's secrets are: all that `lethe keys` needs beside the database."""
+
+    master_key_file: Path = Field(description="32 random bytes, base64: wraps every artifact's key")
+    # Each value before its file: the file's validator looks whether the value was given.
+    signing_key: SecretStr | None = Field(
+        None, description="The key of SIGNING_KEY_FILE itself, PEM, instead of a file"
+    )
+    signing_key_file: Path | None = Field(
+        None, validate_default=True, description="Ed25519 private key, PEM: signs records"
+    )
+    log_key: SecretStr | None = Field(
+        None, description="The key of LOG_KEY_FILE itself, PEM, instead of a file"
+    )
+    log_key_file: Path | None = Field(
+        None, validate_default=True, description="Ed25519 private key, PEM: signs checkpoints"
+    )
+    log_origin: str = Field(
+        "lethe.local/audit", description="Name of the first audit log, on its checkpoints"
+    )
+
+    anchor_url: str | None = Field(
+        None,
+        repr=False,
+        description="fsspec location that keeps a file of every checkpoint sent; read at the start,"
+        " too: a log that contradicts what is kept there is not signed",
+    )
+
+    @field_validator("signing_key_file", "log_key_file")
+    @classmethod
+    def _require_one_source(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        """Refuse a key that comes from nowhere, and one that might come from either place."""
+        file_setting = (info.field_name or "").upper()
+        setting = file_setting.removesuffix("_FILE")
+        value = info.data.get(setting.lower())
+        if (path is None) == (value is None):
+            found = "neither is" if path is None else "both are"
+            raise ValueError(f"set {file_setting} or {setting}: {found}")
+        return path
+
+
+class Settings(KeySettings):
+    """One typed place for what an operator may choose."""
 
     database_url: str = Field(
         repr=False, description="postgresql+psycopg://user:password@host/database"
@@ -25,13 +100,18 @@ class Settings(BaseSettings):
     artifacts_url: str = Field(
         repr=False, description="fsspec location of encrypted artifacts, e.g. file:///data"
     )
-    master_key_file: Path = Field(description="32 random bytes, base64: wraps every artifact's key")
-    signing_key_file: Path = Field(
-        description="Ed25519 private key, PEM: signs records, checkpoints"
-    )
 
-    log_origin: str = Field(
-        "lethe.local/audit", description="Name of this audit log on checkpoints"
+    checkpoint_seconds: PositiveFloat = Field(
+        60.0, description="How often a log that has grown gets a signed checkpoint, sent as below"
+    )
+    anchor_webhook_url: str | None = Field(
+        None, repr=False, description="Where each checkpoint is posted to; https, or loopback"
+    )
+    timestamp_url: str | None = Field(
+        None, repr=False, description="RFC 3161 authority that timestamps each checkpoint"
+    )
+    timestamp_roots_file: Path | None = Field(
+        None, description="PEM roots of TIMESTAMP_URL: what does not lead to them is not stored"
     )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
     max_features: PositiveInt = Field(
@@ -53,8 +133,22 @@ class Settings(BaseSettings):
     max_attempts: PositiveInt = Field(
         3, description="A request that broke so many workers has failed"
     )
+    superseded_weights_days: int = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="Days that old weights can still be downloaded for; whoever holds both can"
+        " reconstruct a record",
+    )
+    replay_days: int = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="Days that what a replay needs stays encrypted: old weights without noise, old"
+        " statistics, forget samples; none of it can be downloaded",
+    )
     keep_superseded_weights: bool = Field(
-        default=False, description="Keep old weights; whoever holds both can reconstruct a record"
+        default=False, description="Replaced by SUPERSEDED_WEIGHTS_DAYS; true is refused"
     )
     gate_threshold: PositiveFloat = Field(
         1.0, le=1.0, description="Estimated deletions are refused from this residual estimate on"
@@ -75,6 +169,37 @@ class Settings(BaseSettings):
         description="What becomes of the weights that logistic statistics or a sketch were"
         " collected at, where a manifest does not say",
     )
+
+    @field_validator("anchor_webhook_url", "timestamp_url")
+    @classmethod
+    def _require_web_address(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return url
+        address = urlsplit(url)
+        # What an authority answers is signed; what a webhook is sent anybody on the way could drop.
+        if address.scheme == "https" or (
+            address.scheme == "http"
+            and (info.field_name == "timestamp_url" or _is_loopback(address.hostname))
+        ):
+            if address.hostname:
+                return url
+            raise ValueError("it names no host")
+        raise ValueError("expected an https:// address (http:// to this machine alone)")
+
+    @field_validator("keep_superseded_weights")
+    @classmethod
+    def _refuse_what_was_replaced(cls, value: bool) -> bool:  # noqa: FBT001 - pydantic's signature
+        # Ignored, it would purge what its operator believes to be kept.
+        if value:
+            raise ValueError("set SUPERSEDED_WEIGHTS_DAYS to a number of days instead")
+        return value
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 @lru_cache

@@ -80,6 +80,20 @@ TARGETS: dict[str, dict[str, Target]] = {
         "peak_floats_per_D": at_most("peak memory of a matrix-free deletion, D ≈ 10⁶", 8),
         "violations": none_at_all("certified bounds below the true residual"),
     },
+    "evidence": {
+        "appends_per_second": at_least(
+            "entries a second in batches of 1,000, slowest tenth of a million", 1000
+        ),
+        "proof_ms": at_most(
+            "milliseconds of an inclusion or consistency proof at a million entries, 99 % are"
+            " faster",
+            10,
+        ),
+        "verify_entries_per_second": at_least(
+            "entries a second whose hash, order, time, tree and checkpoints are verified", 50_000
+        ),
+        "bytes_per_entry": Target("bytes of an entry in the database, with its index"),
+    },
 }
 
 # By λ, since the ridge is what the remainder is held against.

@@ -80,7 +80,7 @@ def _run(
         requests[scenario.name] = client.forget(scenario.request_body(model_id), samples)
     finished = _wait(client, scenarios, requests, console)
     records.mkdir(parents=True, exist_ok=True)
-    client.save_public_key(records / report.KEY_FILE)
+    client.save_keys(records / report.KEY_FILE)
     return [_outcome(client, scenario, finished[scenario.name], records) for scenario in scenarios]
 
 

@@ -80,9 +80,9 @@ class Client:
         answer: dict[str, Any] = self._call("GET", "/v1/audit/checkpoint").json()
         return answer
 
-    def save_public_key(self, path: Path) -> None:
-        """Write the key that records and checkpoints are verified with."""
-        path.write_bytes(self._call("GET", "/v1/audit/key").content)
+    def save_keys(self, path: Path) -> None:
+        """Write the public keys that records and checkpoints are verified with."""
+        path.write_bytes(self._call("GET", "/v1/audit/keys").content)
 
     def _call(self, method: str, url: str, **options: Any) -> httpx.Response:
         answer = self._http.request(method, url, **options)

@@ -12,7 +12,7 @@ from rich.table import Table
 from demo.comparison import Accuracies, Comparison
 from demo.scenarios import Scenario
 
-KEY_FILE = "signing-key.pem"
+KEY_FILE = "lethe-keys.json"
 _EXACT_RHO_W = 1e-8
 # What one Newton step leaves of a single record is of second order.
 _CERTIFIED_RHO_W = 0.05
@@ -86,7 +86,7 @@ def print_table(console: Console, outcomes: list[Outcome], checkpoint: dict[str,
     for label, outcome in zip(labels, outcomes, strict=True):
         console.print(f"  {label} {outcome.record}", soft_wrap=True)
     console.print(
-        f"[bold]Audit log[/]: {checkpoint['size']} entries, checkpoint {checkpoint['chain_hash']}",
+        f"[bold]Audit log[/]: {checkpoint['size']} entries, root {checkpoint['root']}",
         soft_wrap=True,
     )
 

@@ -26,7 +26,8 @@ import migrations
 from app.artifacts.keys import MasterKey
 from app.db import make_engine
 from app.embedded.launcher import EPHEMERAL, PostgresServer, ValkeyServer
-from app.evidence.signing import Signer
+from app.evidence.keysources import derived_passphrase
+from app.evidence.signing import CheckpointSigner, Signer
 from app.settings import Settings
 
 POSTGRES = "TEST_DATABASE_URL"
@@ -154,9 +155,10 @@ def fresh_engine(fresh_database_url: str) -> Iterator[Engine]:
 def make_settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
     """Return a function that builds settings with keys and an artifact folder of this test."""
     master_key = tmp_path / "master.key"
-    MasterKey.generate(master_key)
-    signing_key = tmp_path / "signing.pem"
-    Signer.generate(signing_key)
+    passphrase = derived_passphrase(MasterKey.generate(master_key))
+    signing_key, log_key = tmp_path / "signing.pem", tmp_path / "log.pem"
+    Signer.generate(signing_key, passphrase)
+    CheckpointSigner.generate(log_key, passphrase)
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
 
@@ -166,6 +168,7 @@ def make_settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
             "artifacts_url": artifacts.as_uri(),
             "master_key_file": master_key,
             "signing_key_file": signing_key,
+            "log_key_file": log_key,
         }
         return Settings.model_validate(values | overrides)
 

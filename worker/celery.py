@@ -11,6 +11,7 @@ from celery import Celery, signals
 
 from app.jobs import QUEUE, broker_url
 from app.logging import configure_logging
+from app.process import forbid_core_dumps
 from app.settings import get_settings
 from worker.sweeper import SweeperStep
 
@@ -45,3 +46,10 @@ app.steps["worker"].add(SweeperStep)
 def _configure_logging(loglevel: int | str | None = None, **_: Any) -> None:
     """Log as the API does, instead of Celery's way."""
     configure_logging(loglevel if isinstance(loglevel, int) else logging.INFO)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]  # Celery is untyped
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery is untyped
+def _forbid_core_dumps(**_: Any) -> None:
+    """Keep what the main process and the pool's children compute on out of crash dumps."""
+    forbid_core_dumps()

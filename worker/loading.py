@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from app.budget import service as budget
 from app.registry import membership
 from app.registry import service as registry
-from app.registry.models import Model, ModelState
+from app.registry.models import Model, ModelState, Revision
+from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.services import Services
 from app.unlearning import digests as keyed_digests
@@ -19,35 +20,29 @@ from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob, UnlearningRequest
 from core.device import choose, to_device
 from core.options import UnlearningOptions
-from core.results import Refused
+from core.results import Refused, Unlearned
 from core.vocabulary import Method, RefusalCause, Standing, tier_of
 from worker import networks, problems
 from worker.options import options_of
-from worker.problems import Problem
+from worker.problems import Problem, Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is computed, on the device that computes, and what comes after.
+class Computation:
+    """What is computed, on the device that computes: for a deletion, and for its replay.
 
     Attributes:
-        job_id: The fencing token.
         problem: The model, and what it shall forget.
         manifest: What the owner declared.
         options: The request's choices.
-        revision: Number of the revision that all this is of.
-        digests: Keyed digests of the forget samples, in their order.
-        membership: Whether they were checked against those of the training set.
+        membership: Whether the samples were checked against those of the training set.
         noise_key: What the noise of the new release is derived from; None without such noise.
         device: Where it is computed.
     """
 
-    job_id: uuid.UUID
     problem: Problem
     manifest: Manifest
     options: UnlearningOptions
-    revision: int
-    digests: list[bytes]
     membership: Standing
     noise_key: bytes | None = field(repr=False)  # whatever quotes the work must not quote it
     device: torch.device
@@ -55,9 +50,39 @@ class Work:
     @property
     def device_name(self) -> str:
         """Return `cpu`, or the accelerator's name, for the record."""
-        if self.device.type == "cpu":
-            return "cpu"
-        return str(torch.cuda.get_device_name(self.device))
+        return name_of(self.device)
+
+    def run(self, progress: Progress) -> Unlearned | Refused:
+        """Compute it."""
+        return self.problem.unlearn(
+            task=self.manifest.task,
+            options=self.options,
+            membership=self.membership,
+            noise_key=self.noise_key,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A computation, and what comes after.
+
+    Attributes:
+        job_id: The fencing token.
+        computation: What is computed.
+        revision: Number of the revision that all this is of.
+        digests: Keyed digests of the forget samples, in their order.
+    """
+
+    job_id: uuid.UUID
+    computation: Computation
+    revision: int
+    digests: list[bytes]
+
+
+def name_of(device: torch.device) -> str:
+    """Return `cpu`, or an accelerator's name."""
+    return "cpu" if device.type == "cpu" else str(torch.cuda.get_device_name(device))
 
 
 class Reason(NamedTuple):
@@ -112,21 +137,44 @@ def load(services: Services, job: UnlearningJob) -> Work | Refused:
         refused = _not_to_be_forgotten(session, model, request, manifest, digests)
         if refused is not None:
             return refused
-        read = problems.load if manifest.network is None else networks.load
-        work = Work(
+        return Work(
             job_id=job.id,
-            problem=read(session, services, revision, forget),
-            manifest=manifest,
-            options=options_of(request),
+            computation=assemble(session, services, request, revision, forget, device=device),
             revision=revision.number,
             digests=digests,
-            membership=Standing.COMPUTED if model.has_membership else Standing.ATTESTED,
-            noise_key=registry.noise_key(services.keys, model, revision.number + 1)
-            if registry.has_noisy_releases(model)
-            else None,
-            device=device,
         )
-    return to_device(work, device)
+
+
+def assemble(
+    session: Session,
+    services: Services,
+    request: UnlearningRequest,
+    revision: Revision,
+    forget: Samples,
+    *,
+    device: torch.device,
+) -> Computation:
+    """Return what a request asks to be computed, from a revision as it is stored.
+
+    Raises:
+        WeightsPurgedError: The revision's weights were shredded.
+        ArtifactShreddedError: Its statistics were.
+        ArtifactCorruptError: Something is not what was stored.
+    """
+    model = registry.get(session, request.model_id)
+    manifest = registry.manifest_of(model)
+    read = problems.load if manifest.network is None else networks.load
+    computation = Computation(
+        problem=read(session, services, revision, forget),
+        manifest=manifest,
+        options=options_of(request),
+        membership=Standing.COMPUTED if model.has_membership else Standing.ATTESTED,
+        noise_key=registry.noise_key(services.keys, model, revision.number + 1)
+        if registry.has_noisy_releases(model)
+        else None,
+        device=device,
+    )
+    return to_device(computation, device)
 
 
 def _not_to_be_forgotten(

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -24,6 +25,7 @@ from app.evidence.models import EvidenceRecord, RecordKind
 from app.evidence.schemas import (
     CERTIFICATE_VERDICTS,
     CONDITIONAL_VERDICT,
+    KEPT_LIMIT,
     NO_NOISE_LIMIT,
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
@@ -37,6 +39,8 @@ from app.evidence.schemas import (
     FailureStatement,
     GatePolicyStatement,
     GateStatement,
+    LegalGround,
+    LineageStatement,
     MetricsStatement,
     ModelStatement,
     ParametersStatement,
@@ -52,6 +56,7 @@ from app.evidence.schemas import (
     SurrogateStatement,
     TimesStatement,
 )
+from app.evidence.statements import statement_sha256
 from app.registry import service as registry
 from app.registry.models import Model, Revision
 from app.registry.schemas import Manifest
@@ -73,6 +78,25 @@ UNEXPECTED_ERROR = "unexpected-error"
 CERTIFIED_TIERS = frozenset({Tier.EXACT, Tier.CERTIFIED})
 
 AnchorFate = Literal["moved", "kept_as_secret", "none"]
+WeightsFate = Literal["key_destroyed", "kept_by_policy", "kept_for_replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a completed request did not destroy.
+
+    Attributes:
+        weights: What became of the superseded weights; kept for a replay, also those before noise.
+        statistics: Whether the superseded statistics were kept, if there were any.
+        samples: Whether the forget samples were kept.
+        until: When the last of it is due to be destroyed; None where nothing was kept.
+    """
+
+    weights: WeightsFate = "key_destroyed"
+    statistics: bool = False
+    samples: bool = False
+    until: datetime.datetime | None = None
+
 
 LIMITS = (
     *STANDARD_LIMITS,
@@ -142,9 +166,11 @@ def issue_completion(
     after: Revision,
     anchor: AnchorFate,
     device: str,
+    retention: Retention,
 ) -> EvidenceRecord:
     """Sign what was done, in the kind of record that its tier allows."""
     model = registry.get(session, request.model_id)
+    disposal = _disposal(before, after, anchor, retention)
     common = _common(session, request, model, before, after, device=device) | {
         "tier": unlearned.tier,
         "method": unlearned.method,
@@ -155,8 +181,10 @@ def issue_completion(
         "bounds": tuple(map(BoundStatement.model_validate, unlearned.bounds)),
         "gates": tuple(map(_gate, unlearned.gates)),
         "metrics": MetricsStatement.model_validate(unlearned.metrics),
-        "disposal": _disposal(services, before, after, anchor),
+        "disposal": disposal,
     }
+    if disposal.keeps_something:
+        common["limits"] += (KEPT_LIMIT,)
     kind, statement = _completed(session, services, unlearned, before, common)
     return _issue(session, services, kind, request, statement)
 
@@ -217,16 +245,18 @@ def _surrogate(session: Session, services: Services, before: Revision) -> Surrog
 
 
 def _disposal(
-    services: Services, before: Revision, after: Revision, anchor: AnchorFate
+    before: Revision, after: Revision, anchor: AnchorFate, retention: Retention
 ) -> Disposal:
-    kept = services.settings.keep_superseded_weights
-    had_statistics = before.statistics_sha256 is not None
+    statistics: Literal["key_destroyed", "none_stored", "kept_for_replay"] = "none_stored"
+    if before.statistics_sha256 is not None:
+        statistics = "kept_for_replay" if retention.statistics else "key_destroyed"
     return Disposal(
-        forget_samples="key_destroyed",
-        superseded_weights="kept_by_policy" if kept else "key_destroyed",
-        superseded_statistics="key_destroyed" if had_statistics else "none_stored",
+        forget_samples="kept_for_replay" if retention.samples else "key_destroyed",
+        superseded_weights=retention.weights,
+        superseded_statistics=statistics,
         superseded_anchor=anchor,
         release_noise="none" if after.release_sha256 is None else "never_recorded",
+        kept_until=retention.until,
     )
 
 
@@ -287,7 +317,6 @@ def _issue(
     return evidence.issue_record(
         session,
         services.signer,
-        services.settings.log_origin,
         kind=kind,
         request=request,
         statement=_dump(statement),
@@ -322,7 +351,9 @@ def _common(
             id=request.id,
             n_forget=request.sample_count,
             sample_commitment=request.sample_commitment,
+            legal_ground=_legal_ground(request),
         ),
+        "lineage": _lineage(session, model, before),
         "model": ModelStatement(
             id=model.id,
             name=model.name,
@@ -331,7 +362,7 @@ def _common(
             loss=manifest.loss,
         ),
         "revision_before": _revision(before),
-        "parameters": _parameters(request, manifest),
+        "parameters": describe_parameters(request, manifest),
         "environment": describe_environment(device),
         "scope": _scope(model, manifest, valid),
         # Of refusals, too: a figure that was held against the budget is one without noise.
@@ -343,6 +374,27 @@ def _common(
             finished=_database_time(session),
         ),
     }
+
+
+def _legal_ground(request: UnlearningRequest) -> LegalGround | None:
+    return None if request.legal_ground is None else LegalGround(request.legal_ground)
+
+
+def _lineage(session: Session, model: Model, before: Revision) -> LineageStatement:
+    """Return where the old revision comes from: the first weights, and the record it came with."""
+    deletions = select(func.count()).where(
+        Revision.model_id == model.id,
+        Revision.number <= before.number,
+        Revision.request_id.is_not(None),
+    )
+    previous = None
+    if before.request_id is not None:
+        previous = statement_sha256(evidence.find_record(session, before.request_id).envelope)
+    return LineageStatement(
+        registered_weights_sha256=registry.served_sha256(registry.get_revision(session, model, 0)),
+        deletions=session.execute(deletions).scalar_one(),
+        previous_statement_sha256=previous,
+    )
 
 
 def _scope(model: Model, manifest: Manifest, valid: Revision) -> ScopeStatement:
@@ -364,7 +416,8 @@ def _scope(model: Model, manifest: Manifest, valid: Revision) -> ScopeStatement:
     )
 
 
-def _parameters(request: UnlearningRequest, manifest: Manifest) -> ParametersStatement:
+def describe_parameters(request: UnlearningRequest, manifest: Manifest) -> ParametersStatement:
+    """Return what steers a request's computation, as its record states it."""
     options = options_of(request)
     gate = GatePolicyStatement(**dataclasses.asdict(options.gate))
     anchored = tier_of(options.method, manifest.loss) is Tier.CERTIFIED

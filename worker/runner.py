@@ -10,11 +10,16 @@ from functools import partial
 
 import structlog
 import torch
+from sqlalchemy.exc import OperationalError
 
+from app.artifacts.retention import Deadlines
 from app.budget import service as budget
-from app.errors import LeaseLostError
+from app.errors import AppError, LeaseLostError, SigningKeyError
+from app.evidence import keyring
+from app.evidence.models import KeyRole
 from app.registry import membership
 from app.registry import service as registry
+from app.registry.models import Revision
 from app.services import Services
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
@@ -55,12 +60,18 @@ def run_next(services: Services) -> bool:
         return insist(services, partial(_give_up, services, job, error))
     else:
         log.info("job.finished", outcome=type(result).__name__.lower(), seconds=seconds)
+        _cover(services)
     return True
 
 
 def _claim(services: Services) -> UnlearningJob | None:
     """Take a lease on the next model's first request."""
     with services.sessions.begin() as session:
+        objection = keyring.objection(session, KeyRole.RECORDS, services.signer.key_id)
+        if objection is not None:
+            # No record of it could be signed: it would use up its attempts for nothing.
+            logger.error("job.none_claimed", why=objection.detail, remedy=objection.remedy)
+            return None
         return unlearning.claim(
             session,
             worker=services.process,
@@ -75,55 +86,55 @@ def _load(services: Services, job: UnlearningJob) -> Work | Refused:
 
 
 def _compute(work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
-    return work.problem.unlearn(
-        task=work.manifest.task,
-        options=work.options,
-        membership=work.membership,
-        noise_key=work.noise_key,
-        progress=heartbeat.report,
-    )
+    return work.computation.run(heartbeat.report)
 
 
 def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: float) -> None:
     """Replace the weights, and say so: all of it or nothing."""
-    statistics = unlearned.statistics
-    noisy = work.noise_key is not None
+    computation, statistics = work.computation, unlearned.statistics
+    noisy = computation.noise_key is not None
     weights, release = dump_weights(unlearned.weights), dump_weights(unlearned.release)
     with services.sessions.begin() as session:
         job = unlearning.hold(session, work.job_id)
         request = unlearning.request_of(session, job)
         model = registry.get(session, request.model_id)
         before = registry.current_revision(session, model)
-        after = registry.add_revision(
-            session,
-            services.store,
-            model,
-            expected_revision=work.revision,
-            n_samples=unlearned.n_samples,
-            gradient_norm_bound=unlearned.gradient_norm_bound,
-            weights=weights,
-            release=release if noisy else None,
-            statistics=None if statistics is None else dump_statistics(statistics),
-            request_id=request.id,
-            keep_superseded_weights=services.settings.keep_superseded_weights,
-        )
-        if work.membership is Standing.COMPUTED:
-            membership.consume(session, model, work.digests)
-        budget.spend(
-            session,
-            model.id,
-            None if unlearned.privacy is None else unlearned.privacy.spent,
-            job_id=job.id,
-            request_id=request.id,
-        )
-        unlearning.complete(
-            session,
-            services.store,
-            job,
-            result=records.describe_result(unlearned, after, work.membership, seconds),
-            resulting_revision=after.number,
-            digests=work.digests,
-        )
+        deadlines = Deadlines.of(session, services.settings)
+        # One occasion: one entry of the log names every key that goes with this deletion.
+        with unlearning.ending(session, services.store, request) as shredding:
+            after = registry.add_revision(
+                session,
+                services.store,
+                model,
+                expected_revision=work.revision,
+                n_samples=unlearned.n_samples,
+                gradient_norm_bound=unlearned.gradient_norm_bound,
+                weights=weights,
+                release=release if noisy else None,
+                statistics=None if statistics is None else dump_statistics(statistics),
+                request_id=request.id,
+                shredding=shredding,
+                deadlines=deadlines,
+            )
+            if computation.membership is Standing.COMPUTED:
+                membership.consume(session, model, work.digests)
+            budget.spend(
+                session,
+                model.id,
+                None if unlearned.privacy is None else unlearned.privacy.spent,
+                job_id=job.id,
+                request_id=request.id,
+            )
+            unlearning.complete(
+                session,
+                services.store,
+                job,
+                result=records.describe_result(unlearned, after, computation.membership, seconds),
+                resulting_revision=after.number,
+                digests=work.digests,
+                shredding=shredding,
+                keep_samples_until=deadlines.replay,
+            )
         # Last, so that every key it calls destroyed is.
         records.issue_completion(
             session,
@@ -132,9 +143,28 @@ def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: flo
             unlearned,
             before=before,
             after=after,
-            anchor=_fate_of_anchor(work.options.anchor, unlearned),
-            device=work.device_name,
+            anchor=_fate_of_anchor(computation.options.anchor, unlearned),
+            device=computation.device_name,
+            retention=_retention(before, deadlines),
         )
+
+
+def _retention(before: Revision, deadlines: Deadlines) -> records.Retention:
+    """Return what the record has to say was kept; of what is kept it never says `key_destroyed`."""
+    weights: records.WeightsFate = "key_destroyed"
+    if deadlines.downloads is not None:
+        weights = "kept_by_policy"
+    if deadlines.replay is not None and (
+        before.release_artifact_id is not None or deadlines.downloads is None
+    ):
+        # With a release, what is kept for a replay is what the noise hides: the graver of the two.
+        weights = "kept_for_replay"
+    return records.Retention(
+        weights=weights,
+        statistics=deadlines.replay is not None and before.statistics_artifact_id is not None,
+        samples=deadlines.replay is not None,
+        until=deadlines.last,
+    )
 
 
 def _fate_of_anchor(asked: Anchor, unlearned: Unlearned) -> records.AnchorFate:
@@ -161,6 +191,18 @@ def _refuse(services: Services, job: UnlearningJob, refused: Refused) -> None:
             session, services.store, job, refusal=records.describe_refusal(refused)
         )
         records.issue_refusal(session, services, request, refused)
+
+
+def _cover(services: Services) -> None:
+    """Sign a checkpoint that covers the new record, now that it is committed.
+
+    What stands against it ends nobody's request: the sweeper tries again, and so does whoever first
+    asks for the record.
+    """
+    try:
+        services.notary.sign()
+    except (AppError, SigningKeyError, OperationalError):
+        logger.exception("checkpoint.not_signed")
 
 
 def _give_up(services: Services, claimed: UnlearningJob, error: Exception) -> bool:

@@ -15,13 +15,16 @@ from celery import bootsteps
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from app.artifacts.store import DUE_BATCH
 from app.budget import service as budget
+from app.evidence.anchors import Anchoring
 from app.services import Services
 from app.unlearning import service
 from worker.records import issue_failure_if_possible
 from worker.services import get_services
 
 CLEANING_SECONDS = 600.0
+ANCHORING_SECONDS = 2.0  # what is not delivered by then is sent by the next worker
 
 logger = structlog.get_logger(__name__)
 
@@ -70,7 +73,14 @@ def _each(
 
 
 def clean(services: Services) -> None:
-    """Remove blobs whose keys are gone."""
+    """Destroy the keys of what was kept for a time that is over; remove blobs without a key."""
+    while True:
+        with services.sessions.begin() as session:
+            shredded = services.store.shred_due(session)
+        if shredded:
+            logger.info("artifacts.retention_ended", count=shredded)
+        if shredded < DUE_BATCH:
+            break
     with services.sessions.begin() as session:
         if removed := services.store.remove_leftovers(session):
             logger.info("artifacts.leftovers_removed", count=removed)
@@ -81,6 +91,9 @@ class Sweeper:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._anchoring = Anchoring(
+            services.settings, services.sessions, services.notary, services.checkpoint_signer
+        )
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lethe-sweeper", daemon=True)
 
@@ -92,6 +105,7 @@ class Sweeper:
         """Stop, and wait for the sweep that is under way."""
         self._stopped.set()
         self._thread.join()
+        self._anchoring.wait(ANCHORING_SECONDS)
 
     def _run(self) -> None:
         cleaned_at = float("-inf")
@@ -101,6 +115,7 @@ class Sweeper:
                 if time.monotonic() - cleaned_at > CLEANING_SECONDS:
                     clean(self._services)
                     cleaned_at = time.monotonic()
+                self._anchoring.turn()
             except OperationalError as error:
                 logger.warning("sweep.database_away", error=str(error))
             except Exception:

@@ -3,6 +3,7 @@
 import datetime
 import enum
 
+from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped
 
 from app.db import Base, CreatedAt, Id
@@ -24,6 +25,13 @@ class Artifact(Base):
     """One encrypted blob in the artifact store."""
 
     __tablename__ = "artifact"
+    __table_args__ = (
+        Index(
+            "ix_artifact_due",
+            "retain_until",
+            postgresql_where=text("retain_until IS NOT NULL AND wrapped_key IS NOT NULL"),
+        ),
+    )
 
     id: Mapped[Id]
     kind: Mapped[str]
@@ -34,3 +42,5 @@ class Artifact(Base):
     wrapped_key: Mapped[bytes | None]
     created_at: Mapped[CreatedAt]
     shredded_at: Mapped[datetime.datetime | None]
+    # Kept by policy until then, and shredded by the sweeper; None: as long as it is in use.
+    retain_until: Mapped[datetime.datetime | None]

@@ -1,12 +1,16 @@
-"""Encrypted artifacts: each has a key of its own; destroying the key destroys the content."""
+"""Encrypted artifacts: each has a key of its own; destroying the key destroys the content.
+
+A key is destroyed through `shredding` alone, which says so in the audit log.
+"""
 
 import datetime
 import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,9 +22,15 @@ from app.artifacts.keys import KEY_BYTES, NONCE_BYTES, MasterKey
 from app.artifacts.models import Artifact, ArtifactKind
 from app.db import new_id
 from app.errors import ArtifactCorruptError, ArtifactShreddedError
+from app.evidence import log
 from app.evidence.canonical import sha256_hex
 
 logger = logging.getLogger(__name__)
+
+KEYS_DESTROYED = "artifact.keys-destroyed"
+
+# Largest number of artifacts that one entry of the log names when their time is over.
+DUE_BATCH = 200
 
 # Longer than any transaction between the writing of a blob and the commit of its row.
 LEFTOVER_AGE = datetime.timedelta(hours=1)
@@ -88,17 +98,44 @@ class ArtifactStore:
         """Return an HMAC-SHA256 of content that a plain hash would give away to whoever guesses."""
         return hmac.new(self._master_key.derive(purpose), content, hashlib.sha256).hexdigest()
 
-    def shred(self, session: Session, artifact: Artifact) -> None:
-        """Destroy an artifact's key; its blob is removed once the transaction is committed.
+    @contextmanager
+    def shredding(
+        self, session: Session, *, reason: str, subject: Mapping[str, Any]
+    ) -> Iterator["Shredding"]:
+        """Destroy the keys of one occasion; its end writes the audit log's entry about them.
 
-        From the commit on, nothing in the database opens the blob, wherever copies of it lie.
+        Take every other lock before that end: the log comes last.
+
+        Args:
+            session: Its commit destroys the keys.
+            reason: Why, as a stable word: `request-completed`, `retention-ended`, ...
+            subject: Ids of what it happens to, for the log.
         """
-        if artifact.wrapped_key is None:
-            return
-        artifact.wrapped_key = None
-        artifact.shredded_at = session.scalar(select(func.clock_timestamp()))
-        session.flush()
-        _Removals.of(session).add(self._blobs, artifact.location)
+        occasion = Shredding(self._blobs, session)
+        yield occasion
+        # Not after an error: then nothing was destroyed either, since the transaction is undone.
+        if payload := occasion.describe():
+            log.append(
+                session, KEYS_DESTROYED, subject=subject, payload={"reason": reason, **payload}
+            )
+
+    def shred_due(self, session: Session) -> int:
+        """Destroy the keys of artifacts whose time is over, some at a time; return how many."""
+        due = session.scalars(
+            select(Artifact)
+            .where(
+                Artifact.wrapped_key.is_not(None), Artifact.retain_until <= func.clock_timestamp()
+            )
+            .order_by(Artifact.retain_until)
+            .limit(DUE_BATCH)
+            # What another sweeper has in hand is its to finish.
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        ).all()
+        with self.shredding(session, reason="retention-ended", subject={}) as shredding:
+            for artifact in due:
+                shredding.shred(artifact)
+        return len(due)
 
     def remove_leftovers(
         self, session: Session, older_than: datetime.timedelta = LEFTOVER_AGE
@@ -126,6 +163,68 @@ class ArtifactStore:
                 self._blobs.remove(location)
                 removed += 1
         return removed
+
+
+class Shredding:
+    """One occasion on which keys are destroyed, and what is kept of it for a while."""
+
+    def __init__(self, blobs: BlobFolder, session: Session) -> None:
+        self._blobs = blobs
+        self._session = session
+        self._artifacts: list[Artifact] = []
+        self._keys: list[str] = []
+        self._retained: list[Artifact] = []
+
+    def shred(self, artifact: Artifact) -> None:
+        """Destroy an artifact's key; its blob is removed once the transaction is committed.
+
+        From the commit on, nothing in the database opens the blob, wherever copies of it lie.
+        """
+        if artifact.wrapped_key is None:
+            return
+        artifact.wrapped_key = None
+        artifact.shredded_at = self._session.scalar(select(func.clock_timestamp()))
+        self._session.flush()
+        self._artifacts.append(artifact)
+        _Removals.of(self._session).add(self._blobs, artifact.location)
+
+    def retain(self, artifact: Artifact, until: datetime.datetime) -> None:
+        """Keep an artifact until then; the sweeper destroys its key."""
+        artifact.retain_until = until
+        self._session.flush()
+        self._retained.append(artifact)
+
+    def dispose(self, artifact: Artifact, until: datetime.datetime | None) -> None:
+        """Keep an artifact until then, or destroy its key at once where there is no such time."""
+        if until is None:
+            self.shred(artifact)
+        else:
+            self.retain(artifact, until)
+
+    def note_key(self, name: str) -> None:
+        """Have the log say that a key was destroyed which is no artifact's."""
+        self._keys.append(name)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the log says of it; nothing where nothing happened."""
+        if not (self._artifacts or self._keys or self._retained):
+            return {}
+        return {
+            "artifacts": [_name(artifact) for artifact in self._artifacts],
+            "other_keys": self._keys,
+            "retained": [
+                _name(artifact) | {"until": _time(artifact.retain_until)}
+                for artifact in self._retained
+            ],
+        }
+
+
+def _name(artifact: Artifact) -> dict[str, str]:
+    return {"id": str(artifact.id), "kind": artifact.kind}
+
+
+def _time(time: datetime.datetime | None) -> str | None:
+    return None if time is None else time.astimezone(datetime.UTC).isoformat()
 
 
 class _Removals:

@@ -25,12 +25,13 @@ from typing import IO, Self
 import httpx
 from celery import Celery
 from kombu.exceptions import OperationalError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
 import migrations
 from app import auth
 from app.artifacts.keyfiles import write_secret_file
+from app.artifacts.keys import MasterKey
 from app.db import make_engine, make_sessions
 from app.embedded.keys import KeyFiles, ensure_key_files
 from app.embedded.launcher import (
@@ -43,7 +44,9 @@ from app.embedded.launcher import (
     wait_until_ready,
 )
 from app.errors import AuthenticationError
+from app.evidence.keysources import chosen_passphrase, derived_passphrase
 from app.jobs import QUEUE, broker_url
+from app.settings import KeySettings, PassphraseSettings
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +59,38 @@ STABLE_SECONDS = 30.0  # a process that lived so long is restarted without a pau
 WORKER_STOP_SECONDS = 15.0  # a longer job is taken up again after the next start
 
 
-class Elsewhere(BaseSettings):
+class Elsewhere(PassphraseSettings):
     """What an operator chose in the environment or `.env` instead of the state folder's parts."""
-
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
 
     database_url: str | None = None
     redis_url: str | None = None
     artifacts_url: str | None = None
     master_key_file: Path | None = None
+    signing_key: SecretStr | None = None
     signing_key_file: Path | None = None
+    log_key: SecretStr | None = None
+    log_key_file: Path | None = None
+    log_origin: str | None = None
+
+
+def key_environment(chosen: Elsewhere, keys: KeyFiles) -> dict[str, str]:
+    """Return the settings of a stack's secrets: its own files, but for what is chosen otherwise."""
+    environment = {"MASTER_KEY_FILE": str(chosen.master_key_file or keys.master_key)}
+    if chosen.signing_key is None:
+        environment["SIGNING_KEY_FILE"] = str(chosen.signing_key_file or keys.signing_key)
+    if chosen.log_key is None:
+        environment["LOG_KEY_FILE"] = str(chosen.log_key_file or keys.log_key)
+    return environment
+
+
+def key_settings(state_dir: Path) -> KeySettings:
+    """Return where the secrets are: what is chosen in the environment, else the state folder's."""
+    chosen = Elsewhere()
+    files = key_environment(chosen, KeyFiles.inside(state_dir.absolute() / "keys"))
+    values = chosen.model_dump(exclude_none=True) | {
+        name.lower(): value for name, value in files.items()
+    }
+    return KeySettings.model_validate(values)
 
 
 class StackRunningError(LauncherError):
@@ -214,19 +239,23 @@ class Stack:
         """Start the servers that nobody else provides; return the settings of API and worker."""
         overrides = {name.lower(): value for name, value in self._overrides.items()}
         chosen = Elsewhere.model_validate(Elsewhere().model_dump() | overrides)
-        keys = self._key_files()
+        keys = self._key_files(chosen)
         artifacts = private_folder(self.state_dir / "artifacts")
         return self._overrides | {
             "DATABASE_URL": chosen.database_url or self._start_postgres(),
             "REDIS_URL": chosen.redis_url or self._start_valkey(),
             "ARTIFACTS_URL": chosen.artifacts_url or artifacts.as_uri(),
-            "MASTER_KEY_FILE": str(chosen.master_key_file or keys.master_key),
-            "SIGNING_KEY_FILE": str(chosen.signing_key_file or keys.signing_key),
+            **key_environment(chosen, keys),
         }
 
-    def _key_files(self) -> KeyFiles:
+    def _key_files(self, chosen: Elsewhere) -> KeyFiles:
+        passphrase = None
+        if (found := chosen_passphrase(chosen)) is not None:
+            passphrase, _ = found
+        elif chosen.master_key_file is not None:
+            passphrase = derived_passphrase(MasterKey.load(chosen.master_key_file))
         try:
-            return ensure_key_files(self.state_dir / "keys")
+            return ensure_key_files(self.state_dir / "keys", passphrase)
         except FileNotFoundError as error:
             raise LauncherError(str(error)) from error
 

@@ -2,7 +2,8 @@
 
 import datetime
 import re
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -12,9 +13,14 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainSerializer,
     StringConstraints,
+    WithJsonSchema,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 _OVERCLAIM = re.compile(
     r"gdpr\W*complian|complian\w*\W+(?:with|to)\W+(?:the\W+)?gdpr|contains? nothing", re.IGNORECASE
@@ -27,15 +33,31 @@ def _refuse_overclaim(text: str) -> str:
     return text
 
 
-def exactly(text: str) -> AfterValidator:
-    """Return a validator for words that this service, and not its caller, chose."""
+@dataclass(frozen=True, slots=True)
+class _Exactly:
+    """Checks for one text alone, and says so in JSON Schemas."""
 
-    def check(found: str) -> str:
-        if found != text:
-            raise ValueError(f"expected exactly {text!r}")
+    text: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(schema) | {"const": self.text}
+
+    def _check(self, found: str) -> str:
+        if found != self.text:
+            raise ValueError(f"expected exactly {self.text!r}")
         return found
 
-    return AfterValidator(check)
+
+def exactly(text: str) -> _Exactly:
+    """Return a validator for words that this service, and not its caller, chose."""
+    return _Exactly(text)
 
 
 def _as_utc(value: datetime.datetime) -> datetime.datetime:
@@ -64,6 +86,14 @@ Timestamp = Annotated[
     AwareDatetime,
     AfterValidator(_as_utc),
     PlainSerializer(write_time, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+        },
+        mode="serialization",
+    ),
 ]
 # Decimal digits as text, since a JSON number would lose the low bits of a 64-bit seed.
 Seed = Annotated[str, BeforeValidator(_as_digits), StringConstraints(pattern=r"^[0-9]{1,20}$")]
@@ -73,6 +103,12 @@ class Strict(BaseModel):
     """Base of everything that is signed: frozen, nothing extra, no infinities.
 
     `from_attributes`: `BoundStatement.model_validate(bound)` takes the core's own dataclass.
+    `json_schema_serialization_defaults_required`: what is signed holds every field.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        from_attributes=True,
+        json_schema_serialization_defaults_required=True,
+    )

@@ -10,11 +10,6 @@ from typing import Any
 
 import rfc8785
 
-# RFC 9162 §2.1.1 separates the hashes of leaves and of nodes in the same way.
-_LEAF = b"\x00"
-_LINK = b"\x01"
-GENESIS = hashlib.sha256(b"").digest()
-
 
 def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Return the RFC 8785 bytes of `value`.
@@ -29,13 +24,3 @@ def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
 def sha256_hex(content: bytes) -> str:
     """Return SHA-256 in hexadecimal, the form in which statements carry digests."""
     return hashlib.sha256(content).hexdigest()
-
-
-def leaf_hash(body: bytes) -> bytes:
-    """Return the hash of one log entry: SHA-256(0x00 ‖ body)."""
-    return hashlib.sha256(_LEAF + body).digest()
-
-
-def chain_hash(previous: bytes, leaf: bytes) -> bytes:
-    """Return the log's hash after one more entry: SHA-256(0x01 ‖ previous ‖ leaf)."""
-    return hashlib.sha256(_LINK + previous + leaf).digest()

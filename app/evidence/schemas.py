@@ -1,517 +1,257 @@
-"""The record statement: what a signed record says, field by field, and what it may not say.
+"""The record statement, version 3: what is signed today. `_records` holds most of it.
 
-A record that claims more than was done is the worst defect this service can have. So the words of
-the verdict are fixed here, a certificate without a certifying bound cannot be expressed, and
-whatever contradicts itself is refused before it is signed. A version keeps its meaning for ever:
-another meaning is another version and other classes. This is version 2, in which a certificate may
-be of tier `certified` too and (ε, δ) has a place; `schemas_v1` reads what was signed before.
+It is the predicate of an in-toto statement (`intoto`). Beside what version 2 said, it names the
+legal ground that the controller gave, the place of the revision in the model's lineage, the threads
+and instructions that a result depends on to its last bit, and what was kept instead of destroyed.
+`schemas_v1` and `schemas_v2` read what was signed before.
 """
 
-import uuid
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, FiniteFloat, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
-from app.evidence._fields import Count, Name, NonNegative, Prose, Seed, Sha256, Strict, exactly
+from app.evidence import _parts, _records
+from app.evidence._fields import Count, Name, Prose, Sha256, Strict, Timestamp, exactly
 from app.evidence._parts import (
     FAILURE_VERDICT,
-    HOW_TO_VERIFY,
     REFUSAL_VERDICT,
     STANDARD_EXCLUSIONS,
-    STANDARD_LIMITS,
     AssumptionStatement,
     BoundStatement,
-    EnvironmentStatement,
     GateStatement,
     PerturbationStatement,
-    RequestStatement,
     SampleDisposal,
     ScopeStatement,
     ScoreStatement,
     SolverStatement,
     TimesStatement,
 )
-from app.evidence.schemas_v1 import ESTIMATE_VERDICT
-from core.privacy import delta_of
-from core.vocabulary import (
-    Anchor,
-    Floor,
-    Loss,
-    Mechanism,
-    Method,
-    Prior,
-    RefusalCause,
-    Task,
-    Tier,
-    tier_of,
+from app.evidence._records import (
+    CERTIFICATE_VERDICTS,
+    CERTIFYING_BOUNDS,
+    CONDITIONAL_VERDICT,
+    MEASURES,
+    NO_NOISE_LIMIT,
+    UNDECLARED_VERDICT,
+    GatePolicyStatement,
+    MembershipInferenceStatement,
+    MetricsStatement,
+    ModelStatement,
+    ParametersStatement,
+    PriorStatement,
+    PrivacyStatement,
+    ReconstructionLeakStatement,
+    RevisionStatement,
+    SurrogateStatement,
 )
+from app.evidence.schemas_v1 import ESTIMATE_VERDICT
 
 __all__ = [
+    "CERTIFICATE_VERDICTS",
+    "CERTIFYING_BOUNDS",
+    "CONDITIONAL_VERDICT",
     "ESTIMATE_VERDICT",
     "FAILURE_VERDICT",
-    "HOW_TO_VERIFY",
+    "MEASURES",
+    "NO_NOISE_LIMIT",
     "REFUSAL_VERDICT",
     "STANDARD_EXCLUSIONS",
-    "STANDARD_LIMITS",
+    "UNDECLARED_VERDICT",
     "AssumptionStatement",
     "BoundStatement",
-    "EnvironmentStatement",
+    "GatePolicyStatement",
     "GateStatement",
+    "MembershipInferenceStatement",
+    "MetricsStatement",
+    "ModelStatement",
+    "ParametersStatement",
     "PerturbationStatement",
-    "RequestStatement",
+    "PriorStatement",
+    "PrivacyStatement",
+    "ReconstructionLeakStatement",
+    "RevisionStatement",
     "SampleDisposal",
     "ScopeStatement",
     "ScoreStatement",
     "SolverStatement",
+    "SurrogateStatement",
     "TimesStatement",
 ]
 
-STATEMENT_TYPE = "application/vnd.lethe.record.v2+json"
+# in-toto's media type: the predicate's type inside says that the statement is one of ours.
+STATEMENT_TYPE = "application/vnd.in-toto+json"
 
-_EXACT = (
-    "The forget samples' influence on these weights was removed: the weights are what training on "
-    "the remaining samples gives, up to the certifying bounds stated here, if every assumption "
-    "stated here holds."
+HOW_TO_VERIFY = (
+    "lethe verify FILE --key KEYS.json [--weights WEIGHTS.safetensors] [--since CHECKPOINT], "
+    "offline, with keys that were obtained from the operator by another way than this file."
 )
-_CERTIFIED = (
-    "The forget samples' influence on these weights was reduced to within a bound: what is "
-    "certified is that the gradient on the remaining samples is at most the certifying residual "
-    "bound stated here, if every assumption stated here holds."
+# What every record has to admit; `limits` may add to these sentences but not leave one out.
+STANDARD_LIMITS = (
+    (
+        "A valid signature shows that a holder of the signing key stated this and that it is "
+        "unaltered, not that it is true."
+    ),
+    (
+        "The log shows what was entered and in which order, not that it is true, and not events "
+        "that were never entered."
+    ),
+    (
+        "Whoever holds the database and the signing keys can rewrite what no checkpoint covers "
+        "that somebody else kept, or show different logs to different readers."
+    ),
+    (
+        "A timestamp shows that a checkpoint existed by then, and a witness's signature that the "
+        "witness was shown no other log; without them, times are on the operator's word."
+    ),
+    "A destroyed key lives on in database backups and write-ahead logs until these expire.",
 )
-_NO_NOISE = "No (ε, δ) guarantee is made."
-_OBJECTIVE = (
-    "With the noise that the model was declared to be trained with, a published theorem takes "
-    "this to give the (ε, δ) stated here; its proof is assumed, as the assumptions say."
+# What a record has to admit where the disposal names anything as kept.
+KEPT_LIMIT = (
+    "What the disposal names as kept can still be opened by this service; this record does not "
+    "show that it is destroyed later."
 )
-_OUTPUT = (
-    "These are the weights before noise. The digest is of the weights that were released, which "
-    "have the declared noise added; this gives the (ε, δ) guarantee stated here, under its "
-    "assumptions."
-)
-# None for exact deletions with objective perturbation: statistics of squared loss do not hold b.
-CERTIFICATE_VERDICTS: Mapping[tuple[Tier, Mechanism | None], str] = {
-    (Tier.EXACT, None): _EXACT,
-    (Tier.EXACT, Mechanism.OUTPUT): f"{_EXACT} {_OUTPUT}",
-    (Tier.CERTIFIED, None): f"{_CERTIFIED} {_NO_NOISE}",
-    (Tier.CERTIFIED, Mechanism.OBJECTIVE): f"{_CERTIFIED} {_OBJECTIVE}",
-    (Tier.CERTIFIED, Mechanism.OUTPUT): f"{_CERTIFIED} {_OUTPUT}",
-}
-_CONDITIONAL = (
-    "The weights were moved towards what training on the remaining samples would give, with the "
-    "curvature of surrogate features in place of the training set's."
-)
-CONDITIONAL_VERDICT = (
-    f"{_CONDITIONAL} The bounds stated here are conditional on the declared distance of the two, "
-    "which nobody here could check: this is not a certificate."
-)
-# Without a declaration there is nothing that a bound could be conditional on.
-UNDECLARED_VERDICT = (
-    f"{_CONDITIONAL} No distance of the two was declared for this revision, so how much of the "
-    "forget samples' influence is left is not guaranteed: this is not a certificate."
-)
-# What a certificate of tier `certified` has to admit where nothing hides the residual.
-NO_NOISE_LIMIT = "No noise was declared: the residual is bounded, but no (ε, δ) guarantee is made."
-# The only bounds that may certify, by name; published ones and worst cases never do.
-CERTIFYING_BOUNDS = frozenset({"residual_gradient_norm", "distance_to_retraining"})
-MEASURES: Mapping[Mechanism, str] = {
-    Mechanism.OBJECTIVE: "residual_gradient_norm",
-    Mechanism.OUTPUT: "distance_to_retraining",
-}
-_ANCHORS: Mapping[Anchor, str] = {Anchor.MOVE: "moved", Anchor.KEEP: "kept_as_secret"}
-
-# The limit is rounded downward by 1e-6 of itself; this is for the rounding of the check alone.
-_DELTA_SLACK = 1.0 + 1e-6
-
-# A cosine may exceed 1 by round-off.
-_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-_Cosine = Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
-_Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
-class MembershipInferenceStatement(Strict):
-    """How well a loss threshold tells forget samples from holdout samples; ½ proves nothing."""
+class LegalGround(StrEnum):
+    """The ground of Article 17(1) GDPR that the controller gives; copied, never judged here."""
 
-    auc: _Share
-    tpr_at_1_percent_fpr: _Share
+    NO_LONGER_NECESSARY = "art-17-1-a"
+    CONSENT_WITHDRAWN = "art-17-1-b"
+    OBJECTION = "art-17-1-c"
+    UNLAWFULLY_PROCESSED = "art-17-1-d"
+    LEGAL_OBLIGATION = "art-17-1-e"
+    OFFERED_TO_A_CHILD = "art-17-1-f"  # collected for an information society service
 
 
-class ReconstructionLeakStatement(Strict):
-    """What the old and the new weights, as released, together reveal of the forget samples."""
+class RequestStatement(_parts.RequestStatement):
+    """What was asked for, without personal data."""
 
-    cosine: _Cosine = Field(description="Of the best guess from the difference of the weights")
-    cosine_with_statistics: _Cosine | None = Field(
-        description="As `cosine`, for a thief of the statistics; null where none are stored"
+    legal_ground: LegalGround | None = Field(
+        description="The ground that the controller gave, copied and not judged; null: none given"
     )
 
 
-class MetricsStatement(Strict):
-    """Scores before and after. They describe the model; they are no evidence of forgetting."""
+class LineageStatement(Strict):
+    """Where the old revision comes from."""
 
-    forget_before: ScoreStatement
-    forget_after: ScoreStatement
-    holdout_before: ScoreStatement | None
-    holdout_after: ScoreStatement | None
-    retain_loss_before: FiniteFloat | None
-    retain_loss_after: FiniteFloat | None
-    weight_change: NonNegative = Field(description="Frobenius norm of new minus old weights")
-    membership_before: MembershipInferenceStatement | None
-    membership_after: MembershipInferenceStatement | None
-    reconstruction: ReconstructionLeakStatement | None
-    missing: Mapping[str, Prose] = Field(
-        description="Why figures are null: holdout, retain_loss, membership, reconstruction, ..."
+    registered_weights_sha256: Sha256 = Field(
+        description="Of the weights of revision 0 as delivered, with which the lineage began"
     )
+    deletions: Count = Field(description="How many were completed before this request")
+    previous_statement_sha256: Sha256 | None = Field(
+        description="Of the signed payload of the record that the old revision came with; null "
+        "for revision 0, which was registered"
+    )
+
+
+class EnvironmentStatement(_parts.EnvironmentStatement):
+    """What computed it. Another machine repeats a result to the last bit only if all agrees."""
+
+    threads: Count = Field(
+        description="Computing threads, on which sums depend in their last bits; 0: none computed"
+    )
+    cpu_capability: Name = Field(
+        description="Instructions of the CPU that torch used, e.g. AVX512; unknown: no torch ran"
+    )
+
+
+class Disposal(_records.Disposal):
+    """What was destroyed in the transaction that wrote this record, and what was not."""
+
+    forget_samples: Literal["key_destroyed", "kept_for_replay"]
+    superseded_weights: Literal["key_destroyed", "kept_by_policy", "kept_for_replay"] = Field(
+        description="kept_by_policy: as delivered, while any before noise were destroyed; "
+        "kept_for_replay: those before noise, where there is any, and perhaps those delivered"
+    )
+    superseded_statistics: Literal["key_destroyed", "none_stored", "kept_for_replay"] = Field(
+        description="With the weights that they were collected at, if any are inside them"
+    )
+    kept_until: Timestamp | None = Field(
+        description="When the last of what was kept is due to be destroyed; null: nothing was kept"
+    )
+
+    @property
+    def keeps_something(self) -> bool:
+        """Whether anything can still be opened."""
+        fates = (self.forget_samples, self.superseded_weights, self.superseded_statistics)
+        return any(fate.startswith("kept") for fate in fates)
 
     @model_validator(mode="after")
-    def _explains_what_is_missing(self) -> Self:
-        figures: Mapping[str, tuple[object, ...]] = {
-            "holdout": (self.holdout_before, self.holdout_after),
-            "retain_loss": (self.retain_loss_before, self.retain_loss_after),
-            "membership": (self.membership_before, self.membership_after),
-            "reconstruction": (self.reconstruction,),
-        }
-        for name, values in figures.items():
-            if None in values and name not in self.missing:
-                raise ValueError(f"metrics: {name} is null, and `missing` does not say why")
+    def _says_until_when(self) -> Self:
+        if (self.kept_until is not None) != self.keeps_something:
+            raise ValueError("disposal.kept_until: a time where something is kept, else null")
         return self
 
 
-class GatePolicyStatement(Strict):
-    """The thresholds in force, which were set before the request was looked at."""
+class _Version3(_records.Record):
+    """What every record of this version says."""
 
-    threshold: _Positive
-    splits: Annotated[Count, Field(ge=1)]
-    require_identified: bool
-    skew_level: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
-        description="Level of significance of all skew tests together; 0: they were switched off"
-    )
+    standard_limits: ClassVar[tuple[str, ...]] = STANDARD_LIMITS
 
-
-class PriorStatement(Strict):
-    """What the semidefinite program was drawn towards."""
-
-    kind: Prior
-    weight: _Positive
-
-
-class ParametersStatement(Strict):
-    """Everything that steers the computation beside data and seeds; null where it plays no part."""
-
-    gate: GatePolicyStatement
-    perturbation: PerturbationStatement | None
-    floor: Floor | None
-    solver: Name | None = Field(description="Of the semidefinite program, e.g. CLARABEL")
-    prior: PriorStatement | None
-    anchor: Anchor | None = Field(
-        description="What becomes of the weights that statistics with an anchor were collected at"
-    )
-
-
-class ModelStatement(Strict):
-    """Which model, and what its owner declared about it."""
-
-    id: uuid.UUID
-    name: Name
-    manifest_sha256: Sha256 = Field(description="Of the manifest's RFC 8785 canonical JSON")
-    task: Task
-    loss: Loss
-
-
-class RevisionStatement(Strict):
-    """One link in the model's chain of weights."""
-
-    number: Count
-    n_samples: Annotated[Count, Field(ge=1)] = Field(description="Training samples behind it")
-    weights_sha256: Sha256 = Field(description="Of the safetensors bytes as delivered")
-    delivered: Literal["weights", "weights_with_noise"] = Field(
-        description="What those bytes hold; with noise, the weights before it never leave"
-    )
-    statistics_sha256: Sha256 | None = Field(
-        description="Of the safetensors bytes as stored, keyed where noise was declared and they "
-        "are secret; null where none are stored"
-    )
-
-
-class PrivacyStatement(Strict):
-    """An (ε, δ) guarantee, what it costs, and how much of its budget is used."""
-
-    mechanism: Mechanism
-    epsilon: _Positive
-    delta: Annotated[FiniteFloat, Field(gt=0, lt=1)]
-    sigma: _Positive = Field(description="Standard deviation of each entry of the noise")
-    measure: Name = Field(description="Name of the bound that is held against the limit")
-    limit: _Positive = Field(description="Largest value of it that the noise hides")
-    spent: NonNegative = Field(description="Its value now, all deletions of the lineage included")
-    left: NonNegative = Field(description="limit less spent")
-    assumptions: Annotated[tuple[AssumptionStatement, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _keeps_within_its_budget(self) -> Self:
-        if self.spent > self.limit:
-            raise ValueError(f"privacy.spent: {self.spent} is more than the limit {self.limit}")
-        if self.left != self.limit - self.spent:
-            raise ValueError(f"privacy.left: {self.left} is not {self.limit} less {self.spent}")
-        if self.measure != MEASURES[self.mechanism]:
-            raise ValueError(f"privacy.measure: {self.measure} is not what {self.mechanism} hides")
-        return self
-
-    @model_validator(mode="after")
-    def _hides_no_more_than_its_noise_does(self) -> Self:
-        delta = delta_of(self.epsilon, self.sigma, self.limit)
-        if not delta <= self.delta * _DELTA_SLACK:
-            raise ValueError(
-                f"privacy.limit: noise of {self.sigma} hides {self.limit} at ε = {self.epsilon} "
-                f"with δ = {delta:.3g} only, not {self.delta:.3g}"
-            )
-        return self
-
-
-class SurrogateStatement(Strict):
-    """What stood in for the training features."""
-
-    features_sha256: Sha256 = Field(description="Of the safetensors bytes as stored")
-    declared_distance: NonNegative | None = Field(
-        description="Declared bound on the spectral distance of the mean Hessians; null: none"
-    )
-
-
-class Disposal(Strict):
-    """What was destroyed in the transaction that wrote this record."""
-
-    forget_samples: Literal["key_destroyed"]
-    superseded_weights: Literal["key_destroyed", "kept_by_policy"] = Field(
-        description="As delivered; the weights before noise always go"
-    )
-    superseded_statistics: Literal["key_destroyed", "none_stored"]
-    superseded_anchor: Literal["moved", "kept_as_secret", "none"] = Field(
-        description="The weights that logistic statistics or a sketch were collected at: replaced "
-        "by the new weights, or still inside the encrypted statistics; none: those of other "
-        "statistics play no part"
-    )
-    release_noise: Literal["never_recorded", "none"]
-
-
-class _Record(Strict):
-    """What every record says."""
-
-    version: Literal["lethe.record/v2"] = "lethe.record/v2"
-    id: uuid.UUID = Field(description="Of this record")
+    version: Literal["lethe.record/v3"] = "lethe.record/v3"
     request: RequestStatement
-    model: ModelStatement
-    revision_before: RevisionStatement
-    parameters: ParametersStatement
-    seeds: Mapping[str, Seed] = Field(
-        description="Every seed that was used, by purpose; that of a release's noise is a secret"
-    )
+    lineage: LineageStatement
     environment: EnvironmentStatement
-    scope: ScopeStatement
-    limits: tuple[Prose, ...]
-    times: TimesStatement
+    limits: tuple[Prose, ...] = Field(
+        description="What a reader must not take the record for; some of it stands in every one",
+        json_schema_extra={"allOf": [{"contains": {"const": text}} for text in STANDARD_LIMITS]},
+    )
     how_to_verify: Annotated[str, exactly(HOW_TO_VERIFY)] = HOW_TO_VERIFY
 
     @model_validator(mode="after")
-    def _admits_the_limits(self) -> Self:
-        if missing := [text for text in STANDARD_LIMITS if text not in self.limits]:
-            raise ValueError(f"limits: lacks {missing}; begin with STANDARD_LIMITS")
+    def _continues_the_lineage(self) -> Self:
+        lineage, before = self.lineage, self.revision_before
+        if lineage.deletions != before.number:
+            raise ValueError(
+                f"lineage.deletions: {lineage.deletions}, but every deletion makes one revision "
+                f"and the old one has number {before.number}"
+            )
+        registered = before.number == 0
+        if registered != (lineage.previous_statement_sha256 is None):
+            raise ValueError("lineage.previous_statement_sha256: null for revision 0, and only so")
+        if registered and lineage.registered_weights_sha256 != before.weights_sha256:
+            raise ValueError("lineage.registered_weights_sha256: revision 0 has other weights")
         return self
 
 
-class _Completed(_Record):
-    """What a record about new weights says beside."""
+class _Completed(_Version3):
+    """What a record about new weights says in this version.
 
-    tier: Tier
-    method: Method
-    revision_after: RevisionStatement
-    assumptions: Annotated[tuple[AssumptionStatement, ...], Field(min_length=1)] = Field(
-        description="What the tier rests on; whether membership was checked or attested is there"
-    )
-    solvers: Annotated[tuple[SolverStatement, ...], Field(min_length=1)]
-    bounds: Annotated[tuple[BoundStatement, ...], Field(min_length=1)]
-    gates: tuple[GateStatement, ...] = Field(description="Every gate, all passed")
-    metrics: MetricsStatement
+    Apart from `_records.Completed`: of two bases with the same field pydantic takes the first one's
+    word, and would forget what the kinds narrow.
+    """
+
     disposal: Disposal
 
     @model_validator(mode="after")
-    def _is_of_the_tier_that_its_method_has(self) -> Self:
-        if self.tier is not tier_of(self.method, self.model.loss):
-            raise ValueError(
-                f"tier: {self.tier} is not that of {self.method} for the {self.model.loss} loss"
-            )
+    def _admits_what_is_kept(self) -> Self:
+        if self.disposal.keeps_something != (KEPT_LIMIT in self.limits):
+            raise ValueError("limits: KEPT_LIMIT belongs there where the disposal keeps something")
+        until = self.disposal.kept_until
+        if until is not None and until <= self.times.finished:
+            raise ValueError(f"disposal.kept_until: {until} had passed when this was signed")
         return self
 
-    @model_validator(mode="after")
-    def _follows_from_the_old_revision(self) -> Self:
-        before, after = self.revision_before, self.revision_after
-        if after.number != before.number + 1:
-            raise ValueError(f"revision_after.number: {after.number} follows {before.number}")
-        if after.n_samples != before.n_samples - self.request.n_forget:
-            raise ValueError(
-                f"revision_after.n_samples: {after.n_samples} is not {before.n_samples} less "
-                f"{self.request.n_forget}"
-            )
-        if (before.statistics_sha256 is None) != (after.statistics_sha256 is None):
-            raise ValueError("revision_after: statistics are replaced by every deletion, or absent")
-        if before.delivered != after.delivered:
-            raise ValueError("revision_after.delivered: a lineage is released in one way only")
-        return self
 
-    @model_validator(mode="after")
-    def _says_what_became_of_the_old_revision(self) -> Self:
-        disposal, before = self.disposal, self.revision_before
-        if (before.statistics_sha256 is None) != (disposal.superseded_statistics == "none_stored"):
-            raise ValueError("disposal.superseded_statistics contradicts revision_before")
-        stored, anchored = before.statistics_sha256 is not None, self._had_an_anchor
-        if anchored and not stored:
-            raise ValueError("disposal.superseded_anchor: without statistics there is none")
-        if stored and self.model.loss is Loss.LOGISTIC and not anchored:
-            raise ValueError("disposal.superseded_anchor: logistic statistics have one")
-        noisy = self.revision_after.delivered == "weights_with_noise"
-        if noisy != (disposal.release_noise == "never_recorded"):
-            raise ValueError("disposal.release_noise contradicts revision_after.delivered")
-        return self
-
-    @model_validator(mode="after")
-    def _passed_every_gate(self) -> Self:
-        if failed := [gate.name for gate in self.gates if not gate.passed]:
-            raise ValueError(f"gates: {failed} failed, so this is a refusal")
-        return self
-
-    @property
-    def _had_an_anchor(self) -> bool:
-        return self.disposal.superseded_anchor != "none"
-
-    def _certifying(self) -> dict[str, float]:
-        """Return the values of the bounds that certify, by name."""
-        return {
-            bound.name: bound.value
-            for bound in self.bounds
-            if bound.certifies and bound.value is not None
-        }
-
-
-class CertificateStatement(_Completed):
+class CertificateStatement(_Completed, _records.Certificate):
     """Weights with a proved bound on what is left of the forget samples, under the assumptions."""
 
-    kind: Literal["certificate"] = "certificate"
-    verdict: Prose = Field(description="Of CERTIFICATE_VERDICTS, by tier and mechanism")
-    tier: Literal[Tier.EXACT, Tier.CERTIFIED]
-    method: Literal[Method.STORED, Method.SKETCH]
-    privacy: PrivacyStatement | None = Field(description="null: no (ε, δ) guarantee is made")
 
-    @model_validator(mode="after")
-    def _claims_for_a_sketch_what_one_can_give(self) -> Self:
-        if self.method is Method.SKETCH:
-            if self.model.loss is not Loss.SQUARED:
-                raise ValueError(f"method: a sketch is of the squared loss, not {self.model.loss}")
-            if self.privacy is not None:
-                raise ValueError("privacy: a sketch's bound holds with a probability of its own")
-        return self
-
-    @model_validator(mode="after")
-    def _certifies_something(self) -> Self:
-        found = set(self._certifying())
-        if "residual_gradient_norm" not in found:
-            raise ValueError("bounds: no residual_gradient_norm certifies: this is no certificate")
-        if more := found - CERTIFYING_BOUNDS:
-            raise ValueError(f"bounds: {sorted(more)} cannot certify anything")
-        if self.revision_before.statistics_sha256 is None:
-            raise ValueError(f"revision_before: tier `{self.tier}` needs stored statistics")
-        return self
-
-    @model_validator(mode="after")
-    def _says_no_more_than_its_tier_and_noise_allow(self) -> Self:
-        mechanism = None if self.privacy is None else self.privacy.mechanism
-        if self.verdict != CERTIFICATE_VERDICTS.get((self.tier, mechanism)):
-            raise ValueError(f"verdict: not the one of tier {self.tier} with {mechanism} noise")
-        unguarded = self.tier is Tier.CERTIFIED and self.privacy is None
-        if unguarded != (NO_NOISE_LIMIT in self.limits):
-            raise ValueError("limits: NO_NOISE_LIMIT belongs there where tier certified has none")
-        noisy = self.revision_after.delivered == "weights_with_noise"
-        if noisy != (mechanism is Mechanism.OUTPUT):
-            raise ValueError(
-                "revision_after.delivered: with output perturbation the digest is of the release "
-                "with its noise, else of the weights"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _spends_what_its_bound_says(self) -> Self:
-        privacy, values = self.privacy, self._certifying()
-        if privacy is not None and values.get(privacy.measure, float("inf")) > privacy.spent:
-            raise ValueError(f"privacy.spent: less than the certifying bound {privacy.measure}")
-        return self
-
-    @model_validator(mode="after")
-    def _treats_the_anchor_as_asked(self) -> Self:
-        anchor = self.parameters.anchor
-        expected = "none" if self.tier is Tier.EXACT or anchor is None else _ANCHORS[anchor]
-        if (anchor is None) != (self.tier is Tier.EXACT):
-            raise ValueError("parameters.anchor: tier `certified` has one, and no other")
-        if self.disposal.superseded_anchor != expected:
-            raise ValueError(f"disposal.superseded_anchor: expected {expected} with {anchor}")
-        return self
-
-
-class ConditionalStatement(_Completed):
+class ConditionalStatement(_Completed, _records.Conditional):
     """New weights whose bounds rest on a declaration that nobody checked; no certificate."""
 
-    kind: Literal["conditional"] = "conditional"
-    verdict: Prose = Field(description="By whether a distance was declared")
-    tier: Literal[Tier.SURROGATE] = Tier.SURROGATE
-    method: Literal[Method.SURROGATE] = Method.SURROGATE
-    surrogate: SurrogateStatement
 
-    @model_validator(mode="after")
-    def _certifies_nothing(self) -> Self:
-        if claims := sorted(self._certifying()):
-            raise ValueError(f"bounds: {claims} certify, which tier `surrogate` never does")
-        declared = self.surrogate.declared_distance is not None
-        if self.verdict != (CONDITIONAL_VERDICT if declared else UNDECLARED_VERDICT):
-            raise ValueError("verdict: not the one for what was declared of the surrogate")
-        return self
-
-
-class EstimateStatement(_Completed):
+class EstimateStatement(_Completed, _records.Estimate):
     """New weights about which nothing is guaranteed."""
 
-    kind: Literal["estimate"] = "estimate"
-    verdict: Annotated[str, exactly(ESTIMATE_VERDICT)] = ESTIMATE_VERDICT
-    tier: Literal[Tier.ESTIMATED] = Tier.ESTIMATED
-    method: Literal[Method.FORGET_CURVATURE, Method.PAPER_SDP]
 
-    @model_validator(mode="after")
-    def _certifies_nothing(self) -> Self:
-        if claims := sorted(self._certifying()):
-            raise ValueError(f"bounds: {claims} certify, which tier `estimated` never does")
-        return self
-
-
-class _Unchanged(_Record):
-    """What a record about a request without new weights says beside."""
-
-    tier: None = Field(None, description="Nothing was unlearned, so no tier applies")
-    method: Method = Field(description="What was asked for")
-    gates: tuple[GateStatement, ...] = Field(description="Every gate that was evaluated")
-    disposal: SampleDisposal
-
-
-class RefusalStatement(_Unchanged):
+class RefusalStatement(_Version3, _records.Refusal):
     """A gate failed, and what would help."""
 
-    kind: Literal["refusal"] = "refusal"
-    verdict: Annotated[str, exactly(REFUSAL_VERDICT)] = REFUSAL_VERDICT
-    cause: RefusalCause
-    detail: Prose = Field(description="The finding in words; no value of any sample")
-    remedy: Prose = Field(description="What would help")
 
-
-class FailureStatement(_Unchanged):
+class FailureStatement(_Version3, _records.Failure):
     """Something broke."""
-
-    kind: Literal["failure"] = "failure"
-    verdict: Annotated[str, exactly(FAILURE_VERDICT)] = FAILURE_VERDICT
-    cause: Name = Field(description="Stable identifier, e.g. attempts-exhausted")
-    detail: Prose = Field(description="What broke; no value of any sample")
 
 
 RecordStatement = Annotated[

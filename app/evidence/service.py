@@ -1,5 +1,6 @@
-"""The audit log and the signed records: append, sign, issue, find, deliver."""
+"""The audit log and the signed records: append, issue, find, prove, deliver."""
 
+import base64
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +9,26 @@ from sqlalchemy.orm import Session
 
 from app.errors import (
     AuditEntryNotFoundError,
+    InconsistentLogError,
+    InvalidInputError,
     NoCertificateError,
     RecordNotFoundError,
     RequestNotFoundError,
 )
-from app.evidence import repository
-from app.evidence._fields import write_time
-from app.evidence.auditing import LogReport, verify_log
-from app.evidence.canonical import GENESIS, canonical_json, chain_hash, leaf_hash
-from app.evidence.formats import CHECKPOINT_TYPE, Bundle, CheckpointStatement, SignedEnvelope
-from app.evidence.models import AuditEntry, EvidenceRecord, RecordKind
+from app.evidence import keyring, repository
+from app.evidence.checkpoints import Notary
+from app.evidence.formats import Bundle, ConsistencyProof, SignedEnvelope
+from app.evidence.log import NewEntry, append, append_many, close_log, lock_open_log, open_log
+from app.evidence.merkle import MissingNodeError, consistency_proof, inclusion_proof
+from app.evidence.models import (
+    AuditCheckpoint,
+    AuditEntry,
+    AuditLog,
+    EvidenceRecord,
+    KeyRole,
+    RecordKind,
+)
+from app.evidence.notes import LogProof
 from app.evidence.schemas import STATEMENT_TYPE
 from app.evidence.signing import Signer
 from app.evidence.statements import (
@@ -28,92 +39,52 @@ from app.evidence.statements import (
     record_payload,
     record_subject,
     write_document,
+    write_record,
 )
 from app.unlearning.models import UnlearningRequest
 
 __all__ = [
-    "LogReport",
+    "NewEntry",
     "append",
+    "append_many",
     "bundle",
+    "checkpoint_covering",
+    "close_log",
     "find_certificate",
+    "find_entry",
+    "find_log",
     "find_record",
     "issue_record",
-    "sign_checkpoint",
-    "verify_log",
+    "open_log",
+    "prove_consistency",
+    "prove_inclusion",
 ]
-
-
-def append(
-    session: Session, event: str, *, subject: Mapping[str, Any], payload: Mapping[str, Any]
-) -> AuditEntry:
-    """Add an entry to the log, in the transaction that does what the entry says.
-
-    The head's row lock is held until that transaction ends, so that indices have no gaps and follow
-    the order of commits: take every other lock before. Nothing personal belongs in an entry, since
-    entries cannot be removed.
-
-    Raises:
-        ValueError: `subject` or `payload` is not JSON (NaN, a key that is no string, ...).
-    """
-    head = repository.lock_head(session)
-    time = repository.database_time(session)
-    body = canonical_json(
-        {
-            "index": head.size,
-            "time": write_time(time),
-            "event": event,
-            "subject": dict(subject),
-            "payload": dict(payload),
-        }
-    )
-    leaf = leaf_hash(body)
-    entry = AuditEntry(
-        index=head.size,
-        body=body,
-        leaf_hash=leaf,
-        chain_hash=chain_hash(head.chain_hash, leaf),
-        created_at=time,
-    )
-    session.add(entry)
-    # Before the head moves: the database lets it move only to an entry that is there.
-    session.flush()
-    head.size, head.chain_hash = head.size + 1, entry.chain_hash
-    session.flush()
-    return entry
-
-
-def sign_checkpoint(session: Session, signer: Signer, origin: str) -> SignedEnvelope:
-    """Return a signed statement of the log's size and hash, in a DSSE envelope."""
-    head = repository.read_head(session)
-    checkpoint = CheckpointStatement(
-        origin=origin,
-        size=head.size,
-        chain_hash=head.chain_hash.hex(),
-        time=repository.database_time(session),
-    )
-    return signer.sign_envelope(CHECKPOINT_TYPE, write_document(checkpoint))
 
 
 def issue_record(
     session: Session,
     signer: Signer,
-    origin: str,
     *,
     kind: RecordKind,
     request: UnlearningRequest,
     statement: Mapping[str, Any],
 ) -> EvidenceRecord:
-    """Sign a record about an ended request, log it, and sign the log up to it.
+    """Sign a record about an ended request, and log it.
+
+    The checkpoint that covers it is signed once this transaction is committed: `Notary.sign`.
 
     Raises:
         ValueError: The statement breaks its schema (`app.evidence.schemas`), or contradicts `kind`
             or `request`. Nothing was signed or logged.
+        SigningKeyError: The key is not one that the log knows.
     """
     # Read as any verifier will read it: what is signed is sure to verify.
-    payload = canonical_json(statement)
-    parsed = read_record(payload)
+    payload = write_record(statement)
+    parsed = read_record(payload, STATEMENT_TYPE)
     _require_agreement(parsed, kind, request)
-    envelope = signer.sign_envelope(STATEMENT_TYPE, payload)
+    # With the log locked, so that no key is revoked between the answer and the signature.
+    key = keyring.require_active(session, KeyRole.RECORDS, signer, lock_open_log(session))
+    envelope = key.sign_envelope(STATEMENT_TYPE, payload)
     entry = append(
         session,
         RECORD_ISSUED,
@@ -125,36 +96,153 @@ def issue_record(
         request_id=request.id,
         kind=kind,
         envelope=write_document(envelope),
+        log_id=entry.log_id,
         entry_index=entry.index,
-        checkpoint=sign_checkpoint(session, signer, origin).model_dump(mode="json"),
     )
     session.add(record)
     session.flush()
     return record
 
 
-def bundle(session: Session, record: EvidenceRecord) -> dict[str, Any]:
-    """Return a record with all that is needed to verify it offline."""
-    entry = _entry(session, record.entry_index)
-    previous = GENESIS if entry.index == 0 else _entry(session, entry.index - 1).chain_hash
+def bundle(
+    session: Session, record: EvidenceRecord, notary: Notary, *, since: int | None = None
+) -> dict[str, Any]:
+    """Return a record with all that is needed to verify it offline.
+
+    Args:
+        session: Its transaction has not appended to the log.
+        record: Committed.
+        notary: Signs a checkpoint where none covers the record yet.
+        since: Size of a checkpoint that the caller has kept: proves that the bundle's checkpoint
+            belongs to the same log.
+
+    Raises:
+        InvalidInputError: The log has no such size.
+        InconsistentLogError: The log is damaged.
+    """
+    entry = find_entry(session, record.log_id, record.entry_index)
+    checkpoint = checkpoint_covering(session, entry, notary)
+    hashes = _inclusion(session, entry, checkpoint)
+    consistency = None
+    if since is not None:
+        log = find_log(session, record.log_id)
+        first, second = sorted((since, checkpoint.size))
+        proof = prove_consistency(session, log, first, second, field="since")
+        consistency = ConsistencyProof(
+            size=since, hashes=tuple(base64.b64encode(value).decode() for value in proof)
+        )
+    timestamp = repository.find_timestamp(session, checkpoint.log_id, checkpoint.size)
     found = Bundle(
-        format="lethe.bundle/v1",
+        format="lethe.bundle/v2",
         envelope=read_document(SignedEnvelope, record.envelope),
         entry=entry.body.decode(),
-        previous_chain_hash=previous.hex(),
-        checkpoint=SignedEnvelope.model_validate(record.checkpoint),
+        proof=LogProof(entry.index, hashes, checkpoint.note).text(),
+        consistency=consistency,
+        timestamp=None if timestamp is None else base64.b64encode(timestamp).decode(),
     )
     return found.model_dump(mode="json")
 
 
-def _entry(session: Session, index: int) -> AuditEntry:
-    entry = repository.find_entry(session, index)
+def checkpoint_covering(session: Session, entry: AuditEntry, notary: Notary) -> AuditCheckpoint:
+    """Return a stored checkpoint that covers an entry, or a new one.
+
+    Raises:
+        InconsistentLogError: None can be signed: the log is damaged, or closed without a last one.
+    """
+    found = repository.covering_checkpoint(session, entry.log_id, entry.index)
+    if found is None:
+        found = notary.sign()
+    if found.log_id != entry.log_id or found.size <= entry.index:
+        raise InconsistentLogError(
+            f"no checkpoint covers entry {entry.index} of log {entry.log_id}",
+            remedy="Look with `lethe audit verify` at what is wrong with the log.",
+        )
+    return found
+
+
+def prove_inclusion(
+    session: Session, entry: AuditEntry, checkpoint: AuditCheckpoint
+) -> tuple[tuple[bytes, ...], str]:
+    """Return the inclusion proof of an entry, as hashes and as a C2SP tlog-proof.
+
+    Raises:
+        InconsistentLogError: The log is damaged.
+    """
+    hashes = _inclusion(session, entry, checkpoint)
+    return hashes, LogProof(entry.index, hashes, checkpoint.note).text()
+
+
+def prove_consistency(
+    session: Session, log: AuditLog, first: int, second: int, *, field: str
+) -> tuple[bytes, ...]:
+    """Return the proof that the log of `second` entries continues that of `first`.
+
+    Raises:
+        InvalidInputError: The log has not so many entries, or `first` is the larger.
+        InconsistentLogError: The log is damaged.
+    """
+    if not 0 <= first <= second <= log.size:
+        raise InvalidInputError(
+            f"{field}: the log has {log.size} entries, so it cannot prove that {second} continue"
+            f" {first}",
+            field=field,
+            remedy="Send sizes of checkpoints in their order. If a checkpoint of a larger log"
+            " verifies, the log was cut off since: keep it, and tell the operator.",
+        )
+    try:
+        return consistency_proof(first, second, repository.fetch_nodes(session, log.id))
+    except MissingNodeError as error:
+        raise _damaged(log.id, error) from error
+
+
+def find_log(session: Session, log_id: int | None) -> AuditLog:
+    """Return one of the service's logs, the open one if none is named.
+
+    Raises:
+        InvalidInputError: There is none of this number.
+    """
+    log = repository.open_log(session) if log_id is None else repository.find_log(session, log_id)
+    if log is None:
+        numbers = [one.id for one in repository.logs(session)]
+        raise InvalidInputError(
+            f"log: there is no log {log_id}", field="log", remedy=f"Choose from {numbers}."
+        )
+    return log
+
+
+def find_entry(session: Session, log_id: int, index: int) -> AuditEntry:
+    """Return an entry.
+
+    Raises:
+        AuditEntryNotFoundError: The log has none of this index.
+    """
+    entry = repository.find_entry(session, log_id, index)
     if entry is None:
         raise AuditEntryNotFoundError(
-            f"the audit log lacks entry {index}, which a record refers to",
-            remedy="The log was damaged: tell the operator, who has to restore the database.",
+            f"log {log_id} has no entry {index}",
+            field="index",
+            remedy="Ask for an index below the checkpoint's size. Where a record refers to it, the"
+            " log was damaged: the operator looks with `lethe audit verify`.",
         )
     return entry
+
+
+def _inclusion(
+    session: Session, entry: AuditEntry, checkpoint: AuditCheckpoint
+) -> tuple[bytes, ...]:
+    try:
+        return inclusion_proof(
+            entry.index, checkpoint.size, repository.fetch_nodes(session, entry.log_id)
+        )
+    except MissingNodeError as error:
+        raise _damaged(entry.log_id, error) from error
+
+
+def _damaged(log_id: int, error: MissingNodeError) -> InconsistentLogError:
+    return InconsistentLogError(
+        f"the audit log {log_id} is damaged: {error}",
+        remedy="The operator looks with `lethe audit verify`, and restores the database.",
+    )
 
 
 def find_record(session: Session, request_id: uuid.UUID) -> EvidenceRecord:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from app.evidence import schemas, schemas_v1
+from app.evidence import intoto, schemas, schemas_v1, schemas_v2
 from app.evidence._fields import Strict
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.formats import EntryStatement, SignedEnvelope
@@ -14,15 +14,19 @@ from app.evidence.signing import read_payload
 from app.strict_json import read_object
 
 RECORD_ISSUED = "record.issued"
+_NOT_NORMAL = "the JSON is not in the canonical form that this service writes"
 
-RecordStatement = schemas.RecordStatement | schemas_v1.RecordStatement
+STATEMENT_TYPE = schemas.STATEMENT_TYPE
 
-# The type that an envelope's signature covers says by which version its payload is read.
-_VERSIONS: Mapping[str, TypeAdapter[Any]] = {
-    schemas.STATEMENT_TYPE: schemas.RECORD_STATEMENT,
+RecordStatement = schemas.RecordStatement | schemas_v2.RecordStatement | schemas_v1.RecordStatement
+
+# The type that an envelope's signature covers says by which version its payload is read. Before
+# version 3 the payload is the record itself.
+_BARE: Mapping[str, TypeAdapter[Any]] = {
+    schemas_v2.STATEMENT_TYPE: schemas_v2.RECORD_STATEMENT,
     schemas_v1.STATEMENT_TYPE: schemas_v1.RECORD_STATEMENT,
 }
-RECORD_TYPES = tuple(_VERSIONS)
+RECORD_TYPES = (STATEMENT_TYPE, *_BARE)
 
 Document = TypeVar("Document", bound=Strict)
 
@@ -32,17 +36,39 @@ def write_document(document: BaseModel) -> bytes:
     return canonical_json(document.model_dump(mode="json"))
 
 
-def read_record(payload: bytes, payload_type: str = schemas.STATEMENT_TYPE) -> RecordStatement:
-    """Return the record statement that `payload` holds, in the version that its type names.
+def write_record(record: schemas.RecordStatement | Mapping[str, Any]) -> bytes:
+    """Return the canonical bytes of the in-toto statement around a record of the newest version.
+
+    Args:
+        record: The record, or its JSON, which is checked as that of any other source.
 
     Raises:
-        ValueError: It contradicts the schema, or is not in the one form that `write_document`
-            gives: then two readers might take it for two things.
+        ValueError: It contradicts the schema, or is not spelled as this service spells it.
+    """
+    if isinstance(record, Mapping):
+        content = canonical_json(record)
+        record = schemas.RECORD_STATEMENT.validate_json(content, strict=True)
+        _require_normal_form(content, record)
+    return canonical_json(intoto.wrap(record.model_dump(mode="json")))
+
+
+def read_record(payload: bytes, payload_type: str = STATEMENT_TYPE) -> RecordStatement:
+    """Return the record that a signed payload holds, in the version that its type names.
+
+    Raises:
+        ValueError: It contradicts the schema (an in-toto statement also, if its own fields
+            contradict its predicate), or is not in the one form that this service writes: then two
+            readers might take it for two things.
     """
     read_object(payload)
-    statement: RecordStatement = _VERSIONS[payload_type].validate_json(payload, strict=True)
-    _require_normal_form(payload, statement)
-    return statement
+    if payload_type == STATEMENT_TYPE:
+        record = intoto.Statement.model_validate_json(payload, strict=True).predicate
+        if write_record(record) != payload:
+            raise ValueError(_NOT_NORMAL)
+        return record
+    old: RecordStatement = _BARE[payload_type].validate_json(payload, strict=True)
+    _require_normal_form(payload, old)
+    return old
 
 
 def read_signed_record(envelope: SignedEnvelope) -> tuple[RecordStatement, bytes]:
@@ -53,6 +79,16 @@ def read_signed_record(envelope: SignedEnvelope) -> tuple[RecordStatement, bytes
     """
     payload = read_payload(envelope, *RECORD_TYPES)
     return read_record(payload, envelope.payloadType), payload
+
+
+def statement_sha256(envelope: bytes) -> str:
+    """Return the digest of the record statement in a stored envelope, as its log entry names it.
+
+    Raises:
+        ValueError: It is no envelope of a record.
+    """
+    stored = read_document(SignedEnvelope, envelope)
+    return sha256_hex(read_payload(stored, *RECORD_TYPES))
 
 
 def read_document(kind: type[Document], payload: bytes) -> Document:
@@ -106,4 +142,4 @@ def record_entry(
 
 def _require_normal_form(payload: bytes, document: BaseModel) -> None:
     if write_document(document) != payload:
-        raise ValueError("the JSON is not in the canonical form that this service writes")
+        raise ValueError(_NOT_NORMAL)

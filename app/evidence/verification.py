@@ -1,175 +1,251 @@
-"""Verifying a record offline: a file, a public key, and nothing else."""
+"""Verifying a record offline: a file, keys from elsewhere, and nothing else.
 
+Inclusion and consistency are RFC 9162's, checkpoints and proofs the C2SP conventions'. Bundles of
+before the Merkle tree go to `verification_v1`.
+"""
+
+import datetime
+import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+import rfc3161_client
+from cryptography import x509
 
-from app.evidence.canonical import chain_hash, leaf_hash, sha256_hex
-from app.evidence.formats import CHECKPOINT_TYPE, Bundle, CheckpointStatement, EntryStatement
-from app.evidence.signing import Verifier, read_payload
-from app.evidence.statements import (
-    RECORD_TYPES,
-    RecordStatement,
-    read_document,
-    read_signed_record,
-    record_entry,
+from app.evidence import verification_v1
+from app.evidence._checks import (
+    Check,
+    check,
+    check_entry,
+    check_signature,
+    check_statement,
+    check_weights,
+    plain,
+    require_checkpoint_key,
 )
-from app.strict_json import read_object
+from app.evidence._fields import write_time
+from app.evidence.formats import Bundle, EntryStatement
+from app.evidence.merkle import leaf_hash, verify_consistency, verify_inclusion
+from app.evidence.notes import Checkpoint, LogProof, open_note, read_unverified
+from app.evidence.statements import read_document
+from app.evidence.trust import InvalidRootsError, TrustedKey, TrustedKeys
+from app.strict_json import read_base64, read_object
 
-_LONGEST_FINDING = 300
+__all__ = ["Check", "InvalidRootsError", "verify_bundle"]
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: Stable name.
-        ok: Whether it holds.
-        sentence: The finding, for somebody who reads this once a year.
-    """
-
-    name: str
-    ok: bool
-    sentence: str
+_OPENSSL_REASON = re.compile(r'"Verify error: ([^"]+)"')
+_SHA256 = x509.ObjectIdentifier("2.16.840.1.101.3.4.2.1")
 
 
 def verify_bundle(
-    bundle: bytes | Mapping[str, Any], public_key: bytes, weights: bytes | None = None
+    bundle: bytes | Mapping[str, Any],
+    keys: TrustedKeys,
+    *,
+    subjects: Sequence[str] = (),
+    since: str | None = None,
+    tsa_roots: bytes | None = None,
 ) -> list[Check]:
     """Check a record bundle without network or database; every check is listed, passed or not.
 
     Args:
         bundle: The file's bytes (read strictly), or the JSON object in it.
-        public_key: PEM, from the operator by another way than the bundle.
-        weights: A safetensors file that the record is said to be about.
+        keys: What is trusted, from the operator by another way than the bundle.
+        subjects: SHA-256, hexadecimal, of weights that the record is said to be about.
+        since: The note of an older (or newer) checkpoint of the log that the verifier kept.
+        tsa_roots: PEM certificates of the timestamping authorities that are trusted.
 
     Raises:
-        SigningKeyError: `public_key` is no Ed25519 public key.
+        InvalidRootsError: `tsa_roots` holds no PEM certificates.
     """
-    verifier = Verifier(public_key)
-    try:
-        parsed = _read_bundle(bundle)
-    except ValueError as error:
-        return [Check("file", ok=False, sentence=f"This is no record bundle: {_plain(error)}.")]
-    checks = [
-        Check("file", ok=True, sentence="The file is a record bundle."),
-        _check_signature(parsed, verifier),
-        _check_statement(parsed),
-        _check_entry(parsed),
-        _check_inclusion(parsed),
-        _check_checkpoint(parsed, verifier),
-    ]
-    if weights is not None:
-        checks.append(_check_weights(parsed, weights))
-    return checks
-
-
-def _read_bundle(bundle: bytes | Mapping[str, Any]) -> Bundle:
+    roots = None if tsa_roots is None else _read_roots(tsa_roots)
     content = bundle if isinstance(bundle, bytes) else json.dumps(bundle).encode()
-    read_object(content)
-    return Bundle.model_validate_json(content, strict=True)
-
-
-def _check(name: str, failure: str, look: Callable[[], str]) -> Check:
-    """Return the check that `look` makes; a ValueError is a finding, told after `failure`."""
     try:
-        return Check(name, ok=True, sentence=look())
+        if read_object(content).get("format") == verification_v1.FORMAT:
+            return verification_v1.verify(content, keys, subjects=subjects, since=since)
+        parsed = Bundle.model_validate_json(content, strict=True)
     except ValueError as error:
-        return Check(name, ok=False, sentence=f"{failure}: {_plain(error)}.")
+        return [Check("file", ok=False, sentence=f"This is no record bundle: {plain(error)}.")]
+    return _Verification(parsed, keys, since).checks(subjects, roots)
 
 
-def _check_signature(bundle: Bundle, verifier: Verifier) -> Check:
-    def look() -> str:
-        verifier.open(bundle.envelope, *RECORD_TYPES)
-        return "The record was signed with the given key and was not altered since."
+class _Verification:
+    """The checks of one bundle, and what they found out that others need."""
 
-    return _check("signature", "The record does not carry a valid signature", look)
+    def __init__(self, bundle: Bundle, keys: TrustedKeys, since: str | None) -> None:
+        self._bundle = bundle
+        self._keys = keys
+        self._since = since
+        self._kept: Checkpoint | None = None  # `since`, once it is shown to cover the entry
 
+    def checks(self, subjects: Sequence[str], roots: list[x509.Certificate] | None) -> list[Check]:
+        envelope, entry = self._bundle.envelope, self._bundle.entry
+        inclusion = self._check_inclusion()
+        consistency = None if self._since is None else self._check_consistency(self._since)
+        if consistency is not None and not (inclusion.ok and consistency.ok):
+            self._kept = None
+        found = [
+            Check("file", ok=True, sentence="The file is a record bundle."),
+            check_signature(envelope, entry, self._keys, self._kept),
+            check_statement(envelope),
+            check_entry(envelope, entry),
+            inclusion,
+            self._check_checkpoint(has_roots=roots is not None),
+        ]
+        if consistency is not None:
+            found.append(consistency)
+        found.extend(check_weights(envelope, subjects))
+        if roots is not None and self._bundle.timestamp is not None:
+            found.append(self._check_timestamp(self._bundle.timestamp, roots))
+        return found
 
-def _check_statement(bundle: Bundle) -> Check:
-    def look() -> str:
-        statement = _statement(bundle)[0]
-        return f"The record is a {statement.kind}. It says: {statement.verdict}"
-
-    return _check("statement", "The record does not say what a record of its kind has to say", look)
-
-
-def _check_entry(bundle: Bundle) -> Check:
-    def look() -> str:
-        statement, payload = _statement(bundle)
-        body = bundle.entry.encode()
-        entry = read_document(EntryStatement, body)
-        if body != record_entry(statement, payload, index=entry.index, time=entry.time):
-            raise ValueError("it names another record, or says more than it should")
-        return f"Entry {entry.index} of the audit log names exactly this record."
-
-    return _check("entry", "The audit log's entry does not belong to this record", look)
-
-
-def _check_inclusion(bundle: Bundle) -> Check:
-    def look() -> str:
-        body = bundle.entry.encode()
-        entry, checkpoint = read_document(EntryStatement, body), _checkpoint(bundle)
-        if checkpoint.size != entry.index + 1:
-            raise ValueError(
-                f"it is of {checkpoint.size} entries, and the entry has index {entry.index}"
+    def _check_inclusion(self) -> Check:
+        def look() -> str:
+            body = self._bundle.entry.encode()
+            entry, proof = read_document(EntryStatement, body), self._proof()
+            checkpoint = Checkpoint.parse(read_unverified(proof.checkpoint))
+            if proof.index != entry.index:
+                raise ValueError(
+                    f"the proof is of entry {proof.index}, and the entry says that it is"
+                    f" {entry.index}"
+                )
+            verify_inclusion(
+                leaf_hash(body), proof.index, checkpoint.size, proof.hashes, checkpoint.root
             )
-        previous = bytes.fromhex(bundle.previous_chain_hash)
-        if chain_hash(previous, leaf_hash(body)).hex() != checkpoint.chain_hash:
-            raise ValueError("the hashes do not lead to it")
-        return f"The entry is the last one that the checkpoint of {checkpoint.size} entries covers."
+            return (
+                f"The checkpoint of {checkpoint.size} entries covers the record's, number"
+                f" {entry.index}."
+            )
 
-    return _check("inclusion", "The checkpoint does not cover the entry", look)
+        return check("inclusion", "The checkpoint does not cover the entry", look)
 
+    def _check_checkpoint(self, *, has_roots: bool) -> Check:
+        def look() -> str:
+            checkpoint, signers = self._open(self._proof().checkpoint)
+            remark = require_checkpoint_key(signers, self._kept)
+            return (
+                f"The checkpoint of the log {plain(checkpoint.origin)!r} was signed with a key that"
+                f" was given for it.{remark}{self._say_of_timestamp(has_roots=has_roots)}"
+            )
 
-def _check_checkpoint(bundle: Bundle, verifier: Verifier) -> Check:
-    def look() -> str:
-        verifier.open(bundle.checkpoint, CHECKPOINT_TYPE)
-        checkpoint = _checkpoint(bundle)
-        return (
-            f"The checkpoint of the log {_plain(checkpoint.origin)!r} was signed with the given "
-            f"key at {checkpoint.time.isoformat()}."
+        return check("checkpoint", "The checkpoint does not carry a valid signature", look)
+
+    def _say_of_timestamp(self, *, has_roots: bool) -> str:
+        """Return what is left to say where no check of its own speaks of the timestamp."""
+        if self._bundle.timestamp is not None and not has_roots:
+            return (
+                " The file also has a timestamp, which was not looked at: no certificates of"
+                " timestamping authorities were given."
+            )
+        if self._bundle.timestamp is None and has_roots:
+            return " The file has no timestamp, so when it was signed is on the operator's word."
+        return ""
+
+    def _check_consistency(self, since: str) -> Check:
+        def look() -> str:
+            kept, _signers = self._open(since)
+            proof = self._proof()
+            checkpoint = Checkpoint.parse(read_unverified(proof.checkpoint))
+            if kept.origin != checkpoint.origin:
+                raise ValueError(
+                    f"the kept checkpoint is of the log {kept.origin!r}, and the file's of"
+                    f" {checkpoint.origin!r}"
+                )
+            first, second = sorted((kept, checkpoint), key=lambda one: one.size)
+            verify_consistency(
+                first.size, first.root, second.size, second.root, self._hashes(kept, checkpoint)
+            )
+            covers = proof.index < kept.size
+            self._kept = kept if covers else None
+            return _say_of_consistency(kept, checkpoint, covers=covers)
+
+        return check(
+            "consistency", "The file and the kept checkpoint are not shown to be of one log", look
         )
 
-    return _check("checkpoint", "The checkpoint does not carry a valid signature", look)
+    def _hashes(self, kept: Checkpoint, checkpoint: Checkpoint) -> Sequence[bytes]:
+        """Return the consistency proof between the two."""
+        given = self._bundle.consistency
+        if given is not None and given.size == kept.size:
+            return [read_base64(text) for text in given.hashes]
+        if kept.size in {0, checkpoint.size}:
+            return ()
+        raise ValueError(
+            f"the file has no consistency proof for a checkpoint of {kept.size} entries; download"
+            f" the record again with ?since={kept.size}"
+        )
+
+    def _check_timestamp(self, timestamp: str, roots: list[x509.Certificate]) -> Check:
+        def look() -> str:
+            note = self._proof().checkpoint.encode()
+            time = _verify_timestamp(read_base64(timestamp), note, roots)
+            return (
+                f"The checkpoint existed at {write_time(time)}, says a timestamping authority whose"
+                " certificate leads to one that was given; whether it was revoked was not looked"
+                " up."
+            )
+
+        return check("timestamp", "The timestamp does not show when the checkpoint existed", look)
+
+    def _proof(self) -> LogProof:
+        return LogProof.parse(self._bundle.proof)
+
+    def _open(self, note: str) -> tuple[Checkpoint, list[TrustedKey]]:
+        """Return what a signed checkpoint says, and which of the trusted keys signed it.
+
+        Raises:
+            ValueError: It is no checkpoint, or none of the keys of its log signed it.
+        """
+        checkpoint = Checkpoint.parse(read_unverified(note))
+        known = self._keys.of_log(checkpoint.origin)
+        _text, signers = open_note(note, known)
+        return checkpoint, [known[signer] for signer in signers]
 
 
-def _check_weights(bundle: Bundle, weights: bytes) -> Check:
-    def look() -> str:
-        statement = _statement(bundle)[0]
-        digest = sha256_hex(weights)
-        before = statement.revision_before
-        after = getattr(statement, "revision_after", None)
-        if after is None:
-            if digest != before.weights_sha256:
-                raise ValueError("the record names others, which it says were not changed")
-            return f"The weights are revision {before.number}, which was not changed."
-        if digest == after.weights_sha256:
-            return f"The weights are revision {after.number}, which the record is about."
-        if digest == before.weights_sha256:
-            raise ValueError(f"they are revision {before.number}, from before the unlearning")
-        raise ValueError("they are neither the new nor the old revision that the record names")
-
-    return _check("weights", "The weights are not those of the record", look)
+def _say_of_consistency(kept: Checkpoint, checkpoint: Checkpoint, *, covers: bool) -> str:
+    if kept.size == checkpoint.size:
+        return f"The file's checkpoint is the kept one, of {kept.size} entries."
+    if kept.size > checkpoint.size:
+        return (
+            f"The kept checkpoint of {kept.size} entries continues the log of {checkpoint.size}"
+            " that the record is in."
+        )
+    more = "which has the record already" if covers else "to which the record was added since"
+    return (
+        f"The log of {checkpoint.size} entries continues the kept checkpoint of {kept.size},"
+        f" {more}."
+    )
 
 
-def _statement(bundle: Bundle) -> tuple[RecordStatement, bytes]:
-    return read_signed_record(bundle.envelope)
+def _read_roots(content: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise InvalidRootsError(
+            f"certificates of timestamping authorities: expected PEM certificates ({error})"
+        ) from error
 
 
-def _checkpoint(bundle: Bundle) -> CheckpointStatement:
-    return read_document(CheckpointStatement, read_payload(bundle.checkpoint, CHECKPOINT_TYPE))
+def _verify_timestamp(
+    content: bytes, message: bytes, roots: list[x509.Certificate]
+) -> datetime.datetime:
+    """Return the time that a TimeStampResp over `message` gives (RFC 3161).
 
-
-def _plain(finding: object) -> str:
-    """Return text that a terminal shows as it is: a forged file may hold control sequences."""
-    text = str(finding)
-    if isinstance(finding, ValidationError):
-        first = finding.errors(include_url=False, include_input=False)[0]
-        text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return shown.rstrip(".")[:_LONGEST_FINDING]
+    Raises:
+        ValueError: It does not verify.
+    """
+    response = rfc3161_client.decode_timestamp_response(content)
+    verifier = rfc3161_client.VerifierBuilder(roots=roots).build()
+    try:
+        verifier.verify(response, hashlib.sha256(message).digest())
+    except rfc3161_client.VerificationError as error:
+        # Of OpenSSL's report only the reason is for people.
+        reason = _OPENSSL_REASON.search(str(error))
+        raise ValueError(str(error) if reason is None else reason[1]) from error
+    imprint = response.tst_info.message_imprint
+    if imprint.hash_algorithm != _SHA256:
+        raise ValueError(
+            f"it is over a hash of another kind, {imprint.hash_algorithm.dotted_string}"
+        )
+    return response.tst_info.gen_time

@@ -12,7 +12,7 @@ from app.artifacts.keys import MasterKey
 from app.artifacts.store import ArtifactStore
 from app.auth import Caller, Scope
 from app.errors import AuthenticationError
-from app.evidence.signing import Signer
+from app.evidence.checkpoints import Notary
 from app.jobs import JobQueue
 from app.services import Services
 from app.settings import Settings
@@ -48,9 +48,9 @@ def get_keys(services: ServicesDep) -> MasterKey:
     return services.keys
 
 
-def get_signer(services: ServicesDep) -> Signer:
-    """Return the signer of records and checkpoints."""
-    return services.signer
+def get_notary(services: ServicesDep) -> Notary:
+    """Return what signs checkpoints of the log."""
+    return services.notary
 
 
 def get_queue(services: ServicesDep) -> JobQueue:
@@ -63,7 +63,7 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 SettingsDep = Annotated[Settings, Depends(get_request_settings)]
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
 KeysDep = Annotated[MasterKey, Depends(get_keys)]
-SignerDep = Annotated[Signer, Depends(get_signer)]
+NotaryDep = Annotated[Notary, Depends(get_notary)]
 QueueDep = Annotated[JobQueue, Depends(get_queue)]
 
 _bearer = HTTPBearer(
@@ -113,4 +113,5 @@ class Requires:
 ModelWriter = Annotated[Caller, Depends(Requires(Scope.MODELS_WRITE))]
 UnlearningWriter = Annotated[Caller, Depends(Requires(Scope.UNLEARNING_WRITE))]
 Reader = Annotated[Caller, Depends(Requires(Scope.READ))]
+WeightsReader = Annotated[Caller, Depends(Requires(Scope.WEIGHTS_READ))]
 AuditReader = Annotated[Caller, Depends(Requires(Scope.AUDIT_READ))]

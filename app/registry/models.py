@@ -1,5 +1,6 @@
 """Tables of registered models, the chain of their revisions, and what they were trained on."""
 
+import datetime
 import enum
 import uuid
 from typing import Any
@@ -78,6 +79,9 @@ class Revision(Base):
     # What is served instead of the weights; None unless the model has output perturbation.
     release_artifact_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("artifact.id"))
     release_sha256: Mapped[str | None]
+    # Once superseded: until when it can be downloaded, whatever its files are kept for beside. None
+    # while it is current, and of what was superseded before there were deadlines.
+    served_until: Mapped[datetime.datetime | None]
     # The request that made it; None for the one that was registered.
     request_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("unlearning_request.id"))
     created_at: Mapped[CreatedAt]

@@ -2,7 +2,7 @@
 
 import uuid
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
@@ -77,12 +77,19 @@ def served_artifact_id(revision: Revision) -> uuid.UUID:
 
 
 def available(session: Session, revisions: list[Revision]) -> set[uuid.UUID]:
-    """Return which of the revisions' served files were not shredded, by artifact id."""
-    identifiers = [served_artifact_id(revision) for revision in revisions]
+    """Return which of the revisions' files can be downloaded, by artifact id."""
     return set(
         session.scalars(
-            select(Artifact.id).where(
-                Artifact.id.in_(identifiers), Artifact.wrapped_key.is_not(None)
+            select(Artifact.id)
+            .join(
+                Revision,
+                func.coalesce(Revision.release_artifact_id, Revision.weights_artifact_id)
+                == Artifact.id,
+            )
+            .where(
+                Revision.id.in_([revision.id for revision in revisions]),
+                Revision.served_until.is_(None) | (Revision.served_until > func.clock_timestamp()),
+                Artifact.wrapped_key.is_not(None),
             )
         )
     )

@@ -17,7 +17,15 @@ from app.errors import (
     UnsupportedMediaTypeError,
     WeightsPurgedError,
 )
-from app.http.dependencies import KeysDep, ModelWriter, Reader, SessionDep, SettingsDep, StoreDep
+from app.http.dependencies import (
+    KeysDep,
+    ModelWriter,
+    Reader,
+    SessionDep,
+    SettingsDep,
+    StoreDep,
+    WeightsReader,
+)
 from app.http.idempotency import IdempotencyDep
 from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
 from app.http.problems import responses
@@ -225,13 +233,15 @@ def list_revisions(
 def download_weights(
     model_id: uuid.UUID,
     number: Annotated[int, Path(ge=0, le=2**31 - 1)],
-    caller: Reader,
+    caller: WeightsReader,
     session: SessionDep,
     store: StoreDep,
 ) -> Response:
     """Download a revision's weights as safetensors; the audit log notes who did.
 
-    With output perturbation these are the weights with noise, the same at every download.
+    With output perturbation these are the weights with noise, the same at every download. Old
+    weights and new ones together reveal what was forgotten, so superseded weights are gone (410)
+    unless the service serves them for a while, and no route returns a difference of weights.
     """
     model = service.get(session, model_id)
     revision = service.get_revision(session, model, number)

@@ -3,17 +3,20 @@
 Functions flush; whoever opened the session commits.
 """
 
+import datetime
 import hashlib
 import hmac
 import os
 import uuid
 from dataclasses import dataclass
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts.keys import KEY_BYTES, MasterKey
 from app.artifacts.models import ArtifactKind
-from app.artifacts.store import ArtifactStore
+from app.artifacts.retention import Deadlines
+from app.artifacts.store import ArtifactStore, Shredding
 from app.budget import service as budget
 from app.db import new_id
 from app.errors import (
@@ -141,14 +144,15 @@ def add_revision(
     weights: bytes,
     statistics: bytes | None,
     request_id: uuid.UUID,
-    keep_superseded_weights: bool,
+    shredding: Shredding,
+    deadlines: Deadlines,
     release: bytes | None = None,
 ) -> Revision:
-    """Extend a model's chain by one revision; what it supersedes is shredded.
+    """Extend a model's chain by one revision; what it supersedes is shredded, or has a deadline.
 
-    Old statistics always go: they still contain the forgotten samples. So do old weights that a
-    release hides, which nobody may download. What was served goes unless told otherwise: both
-    revisions together reveal a single forgotten record (METHOD §5).
+    Old weights and new ones together reveal a single forgotten record, and old statistics still
+    contain all of them (METHOD §5): what is kept for a replay is never served, and what is served
+    not beyond its time.
 
     Args:
         session: Its commit makes the revision count.
@@ -160,7 +164,8 @@ def add_revision(
         weights: The canonical file of W, without noise.
         statistics: Downdated; None where the model has none.
         request_id: The request that made it.
-        keep_superseded_weights: Keep what was served before.
+        shredding: The occasion that the destroyed keys belong to.
+        deadlines: Until when what is superseded is kept.
         release: The canonical file of W with noise; given if and only if the model's releases
             have noise.
 
@@ -189,12 +194,7 @@ def add_revision(
         release=release,
         request_id=request_id,
     )
-    if superseded.statistics_artifact_id is not None:
-        _shred(session, store, superseded.statistics_artifact_id)
-    if superseded.release_artifact_id is not None:
-        _shred(session, store, superseded.weights_artifact_id)
-    if not keep_superseded_weights:
-        _shred(session, store, repository.served_artifact_id(superseded))
+    _supersede(session, superseded, shredding, deadlines)
     evidence.append(
         session,
         "model.revision-added",
@@ -204,10 +204,30 @@ def add_revision(
             "n_samples": n_samples,
             "weights_sha256": served_sha256(revision),
             "superseded_weights_sha256": served_sha256(superseded),
-            "superseded_weights_shredded": not keep_superseded_weights,
+            "superseded_weights_served_until": None
+            if deadlines.downloads is None
+            else deadlines.downloads.isoformat(),
         },
     )
     return revision
+
+
+def _supersede(
+    session: Session, superseded: Revision, shredding: Shredding, deadlines: Deadlines
+) -> None:
+    def dispose(artifact_id: uuid.UUID, until: datetime.datetime | None) -> None:
+        shredding.dispose(repository.get_artifact(session, artifact_id), until)
+
+    superseded.served_until = deadlines.downloads or _database_time(session)
+    session.flush()
+    if superseded.statistics_artifact_id is not None:
+        dispose(superseded.statistics_artifact_id, deadlines.replay)
+    if superseded.release_artifact_id is None:
+        # One file is what was served and what a replay needs.
+        dispose(superseded.weights_artifact_id, deadlines.last)
+    else:
+        dispose(superseded.release_artifact_id, deadlines.downloads)
+        dispose(superseded.weights_artifact_id, deadlines.replay)
 
 
 def require_retraining(session: Session, model: Model, reason: str) -> None:
@@ -265,6 +285,8 @@ def current_revision(session: Session, model: Model) -> Revision:
 def load_weights(session: Session, store: ArtifactStore, revision: Revision) -> bytes:
     """Return a revision's weights without noise, to compute with: the canonical safetensors bytes.
 
+    They stay in the service: `download_weights` is what gives weights away.
+
     Raises:
         WeightsPurgedError: They were superseded and shredded.
         ArtifactCorruptError: They are not what was stored.
@@ -273,7 +295,9 @@ def load_weights(session: Session, store: ArtifactStore, revision: Revision) -> 
 
 
 def load_release(session: Session, store: ArtifactStore, revision: Revision) -> bytes:
-    """Return the file that is served, which `served_sha256` is of: with noise where there is any.
+    """Return the file that `served_sha256` is of, with noise where there is any, to compare with.
+
+    It stays in the service, too, and may be kept for longer than it is served.
 
     Raises:
         WeightsPurgedError: It was superseded and shredded.
@@ -288,9 +312,12 @@ def download_weights(
     """Return a revision's weights and log who took them.
 
     Raises:
-        WeightsPurgedError: They were superseded and shredded.
+        WeightsPurgedError: They were superseded, and shredded or kept for a replay only.
         ArtifactCorruptError: They are not what was stored.
     """
+    until = revision.served_until
+    if until is not None and until <= _database_time(session):
+        raise _purged(revision, f"superseded and have not been served since {until.isoformat()}")
     content = load_release(session, store, revision)
     evidence.append(
         session,
@@ -385,6 +412,18 @@ def served_sha256(revision: Revision) -> str:
     return revision.release_sha256 or revision.weights_sha256
 
 
+def statistics_sha256(store: ArtifactStore, model: Model, content: bytes) -> str:
+    """Return the digest of statistics, as records state it: keyed wherever noise was declared."""
+    return _digest(store, model, content, secret=manifest_of(model).privacy is not None)
+
+
+def _digest(store: ArtifactStore, model: Model, content: bytes, *, secret: bool) -> str:
+    # What noise hides must not be found by hashing a guess.
+    if not secret:
+        return sha256_hex(content)
+    return store.keyed_sha256(content, purpose=f"lethe/secret-digest/{model.id}")
+
+
 def not_found(model_id: uuid.UUID) -> ModelNotFoundError:
     """Return the error for an id that no model has."""
     return ModelNotFoundError(
@@ -475,11 +514,15 @@ def _load_weights(
     try:
         return store.get(repository.get_artifact(session, artifact_id))
     except ArtifactShreddedError as error:
-        raise WeightsPurgedError(
-            f"the weights of revision {revision.number} were superseded and shredded",
-            field="number",
-            remedy="Download the current revision; KEEP_SUPERSEDED_WEIGHTS keeps later ones.",
-        ) from error
+        raise _purged(revision, "superseded and shredded") from error
+
+
+def _purged(revision: Revision, finding: str) -> WeightsPurgedError:
+    return WeightsPurgedError(
+        f"the weights of revision {revision.number} were {finding}",
+        field="number",
+        remedy="Download the current revision; SUPERSEDED_WEIGHTS_DAYS serves later ones longer.",
+    )
 
 
 def _store_revision(
@@ -495,25 +538,18 @@ def _store_revision(
     release: bytes | None,
     request_id: uuid.UUID | None,
 ) -> Revision:
-    def digest(content: bytes, *, secret: bool) -> str:
-        # What noise hides must not be found by hashing a guess.
-        if not secret:
-            return sha256_hex(content)
-        return store.keyed_sha256(content, purpose=f"lethe/secret-digest/{model.id}")
-
     revision = Revision(
         model_id=model.id,
         number=number,
         n_samples=n_samples,
         gradient_norm_bound=gradient_norm_bound,
         weights_artifact_id=store.put(session, ArtifactKind.WEIGHTS, weights).id,
-        weights_sha256=digest(weights, secret=release is not None),
+        weights_sha256=_digest(store, model, weights, secret=release is not None),
         request_id=request_id,
     )
     if statistics is not None:
         revision.statistics_artifact_id = store.put(session, ArtifactKind.STATISTICS, statistics).id
-        secret = manifest_of(model).privacy is not None
-        revision.statistics_sha256 = digest(statistics, secret=secret)
+        revision.statistics_sha256 = statistics_sha256(store, model, statistics)
     if release is not None:
         revision.release_artifact_id = store.put(session, ArtifactKind.RELEASE, release).id
         revision.release_sha256 = sha256_hex(release)
@@ -522,8 +558,10 @@ def _store_revision(
     return revision
 
 
-def _shred(session: Session, store: ArtifactStore, artifact_id: uuid.UUID) -> None:
-    store.shred(session, repository.get_artifact(session, artifact_id))
+def _database_time(session: Session) -> datetime.datetime:
+    # Not now(), which is when the transaction began: it may have waited for a lock since.
+    time: datetime.datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return time
 
 
 def _digest_key_purpose(model: Model) -> str:

@@ -49,6 +49,7 @@ class UnlearningRequest(Base):
     tier: Mapped[str]  # what the method aims at for the model's loss
     options: Mapped[dict[str, Any]]
     subject_reference: Mapped[str | None]
+    legal_ground: Mapped[str | None]  # the controller's word, coded; copied and not judged
     sample_count: Mapped[int]
     # HMAC under a key of this request alone, which is shredded with the samples.
     sample_commitment: Mapped[str]

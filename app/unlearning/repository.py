@@ -1,7 +1,7 @@
 """Queries on unlearning requests and the jobs that run them.
 
 Locks are taken in one order everywhere, so that nobody waits in a circle: job, request, model,
-artifact, audit_head.
+artifact, audit_log.
 """
 
 import uuid
@@ -186,6 +186,15 @@ def forgotten(session: Session, model_id: uuid.UUID, digests: Iterable[bytes]) -
             select(ForgottenSample.digest).where(
                 ForgottenSample.model_id == model_id, ForgottenSample.digest.in_(list(digests))
             )
+        )
+    )
+
+
+def forgotten_by(session: Session, request: UnlearningRequest) -> set[bytes]:
+    """Return the digests that a request added to what its model has forgotten."""
+    return set(
+        session.scalars(
+            select(ForgottenSample.digest).where(ForgottenSample.request_id == request.id)
         )
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 
+from app.evidence.schemas import LegalGround
 from app.registry.schemas import Declared, Number, Positive, Text
 from app.unlearning.models import RequestState
 from core.options import SdpSolver
@@ -82,6 +83,14 @@ class UnlearningIn(Declared):
     subject_reference: Annotated[
         Text | None, Field(description="The caller's own reference; never part of the evidence")
     ] = None
+    legal_ground: Annotated[
+        LegalGround | None,
+        Field(
+            strict=False,
+            description="The ground of Article 17(1) GDPR, points (a) to (f), that the controller"
+            " erases on; copied into the evidence, and not judged",
+        ),
+    ] = None
 
 
 class UnlearningWithSamplesIn(UnlearningIn):
@@ -132,6 +141,7 @@ class UnlearningOut(BaseModel):
     tier: Tier
     options: dict[str, Any]
     subject_reference: str | None
+    legal_ground: LegalGround | None
     sample_count: int
     sample_commitment: str
     attempts: int

@@ -7,9 +7,11 @@ comes back can change nothing.
 Functions flush; whoever opened the session commits.
 """
 
+import datetime
 import os
 import uuid
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -17,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.keys import KEY_BYTES, MasterKey
 from app.artifacts.models import Artifact, ArtifactKind
-from app.artifacts.store import ArtifactStore
+from app.artifacts.store import ArtifactStore, Shredding
 from app.db import new_id
 from app.errors import (
     InvalidInputError,
@@ -105,6 +107,7 @@ def create(
         tier=tier_of(method, manifest.loss),
         options=_options(wanted, manifest, settings),
         subject_reference=wanted.subject_reference,
+        legal_ground=wanted.legal_ground,
         sample_count=len(forget),
         sample_commitment=keyed_digests.commitment(forget, key),
         samples_artifact_id=store.put(
@@ -172,7 +175,8 @@ def cancel(
             field="request_id",
             remedy="Only queued requests can be cancelled.",
         )
-    _end(session, store, request, RequestState.CANCELLED)
+    _end(session, request, RequestState.CANCELLED)
+    _shred(session, store, request)
     _log(session, request, "cancelled", actor=actor)
     return request
 
@@ -271,16 +275,33 @@ def complete(
     result: dict[str, Any],
     resulting_revision: int,
     digests: Iterable[bytes],
+    shredding: Shredding | None = None,
+    keep_samples_until: datetime.datetime | None = None,
 ) -> UnlearningRequest:
     """End a request with a new revision, remember what was forgotten, and shred the samples.
+
+    Args:
+        session: Its commit ends the request.
+        store: Where the samples are.
+        job: The lease.
+        result: Figures, as the API shows them.
+        resulting_revision: Number of the new revision.
+        digests: Keyed digests of the samples.
+        shredding: The occasion that destroyed the old revision's keys, which this is part of; one
+            of its own if None.
+        keep_samples_until: Keep the samples for a replay until then. The key of their commitment
+            goes in any case.
 
     Raises:
         LeaseLostError: The job is not held any more.
     """
-    request = _finish(session, store, job, RequestState.COMPLETED)
+    request = _finish(session, job, RequestState.COMPLETED)
     request.result = result
     request.resulting_revision = resulting_revision
     repository.insert_forgotten(session, request, digests)
+    occasion = nullcontext(shredding) if shredding else ending(session, store, request)
+    with occasion as shared:
+        _dispose(session, request, shared, keep_samples_until)
     _log(session, request, "completed", job_id=str(job.id), revision=resulting_revision)
     return request
 
@@ -293,7 +314,8 @@ def refuse(
     Raises:
         LeaseLostError: The job is not held any more.
     """
-    request = _finish(session, store, job, RequestState.REFUSED)
+    request = _finish(session, job, RequestState.REFUSED)
+    _shred(session, store, request)
     request.refusal = refusal
     session.flush()
     _log(session, request, "refused", job_id=str(job.id), cause=str(refusal["cause"]))
@@ -308,7 +330,8 @@ def fail(
     Raises:
         LeaseLostError: The job is not held any more.
     """
-    request = _finish(session, store, job, RequestState.FAILED)
+    request = _finish(session, job, RequestState.FAILED)
+    _shred(session, store, request)
     request.failure = failure
     session.flush()
     _log(session, request, "failed", job_id=str(job.id), cause=str(failure["cause"]))
@@ -359,12 +382,13 @@ def fail_exhausted(
     request = repository.lock_exhausted(session, request_id, max_attempts)
     if request is None:
         return None
-    _end(session, store, request, RequestState.FAILED)
+    _end(session, request, RequestState.FAILED)
     request.failure = {
         "cause": "attempts-exhausted",
         "detail": f"{request.attempts} attempts broke off, at most {max_attempts} are made",
     }
     session.flush()
+    _shred(session, store, request)
     _log(session, request, "failed", cause=request.failure["cause"])
     return request
 
@@ -378,7 +402,7 @@ def load_samples(session: Session, store: ArtifactStore, request: UnlearningRequ
     """Return the samples that a request wants forgotten.
 
     Raises:
-        ArtifactShreddedError: The request has ended.
+        ArtifactShreddedError: The request has ended, and they are not kept for a replay.
         ArtifactCorruptError: They are not what was stored.
     """
     artifact = session.get_one(Artifact, request.samples_artifact_id)
@@ -390,28 +414,49 @@ def already_forgotten(session: Session, model: Model, digests: Iterable[bytes]) 
     return repository.forgotten(session, model.id, digests)
 
 
-def _finish(
-    session: Session, store: ArtifactStore, job: UnlearningJob, state: RequestState
-) -> UnlearningRequest:
+def ending(
+    session: Session,
+    store: ArtifactStore,
+    request: UnlearningRequest,
+    state: RequestState = RequestState.COMPLETED,
+) -> AbstractContextManager[Shredding]:
+    """Return the occasion on which a request's end destroys keys."""
+    return store.shredding(session, reason=f"request-{state}", subject=_subject(request))
+
+
+def _finish(session: Session, job: UnlearningJob, state: RequestState) -> UnlearningRequest:
     """End a job and its request, in the order of locks that all writers share."""
     job = hold(session, job.id)
     request = request_of(session, job)
     job.finished_at = session.scalar(select(repository.CLOCK))
     job.outcome = state
     session.info.pop(_HELD)
-    _end(session, store, request, state)
+    _end(session, request, state)
     return request
 
 
-def _end(
-    session: Session, store: ArtifactStore, request: UnlearningRequest, state: RequestState
-) -> None:
-    """Move a request to a final state and destroy the keys of its samples and their commitment."""
+def _end(session: Session, request: UnlearningRequest, state: RequestState) -> None:
     request.state = state
     request.finished_at = session.scalar(select(func.clock_timestamp()))
+    session.flush()
+
+
+def _shred(session: Session, store: ArtifactStore, request: UnlearningRequest) -> None:
+    """Destroy what opens a request's samples: nothing was made of them that could be replayed."""
+    with ending(session, store, request, RequestState(request.state)) as shredding:
+        _dispose(session, request, shredding, None)
+
+
+def _dispose(
+    session: Session,
+    request: UnlearningRequest,
+    shredding: Shredding,
+    keep_samples_until: datetime.datetime | None,
+) -> None:
     request.wrapped_commitment_key = None
     session.flush()
-    store.shred(session, session.get_one(Artifact, request.samples_artifact_id))
+    shredding.note_key("sample-commitment")
+    shredding.dispose(session.get_one(Artifact, request.samples_artifact_id), keep_samples_until)
 
 
 def _requeue(session: Session, job: UnlearningJob, outcome: str) -> UnlearningRequest:
@@ -517,9 +562,13 @@ def _log(session: Session, request: UnlearningRequest, event: str, **payload: An
     evidence.append(
         session,
         f"unlearning-request.{event}",
-        subject={"model_id": str(request.model_id), "request_id": str(request.id)},
+        subject=_subject(request),
         payload=payload,
     )
+
+
+def _subject(request: UnlearningRequest) -> dict[str, str]:
+    return {"model_id": str(request.model_id), "request_id": str(request.id)}
 
 
 def _not_found(request_id: uuid.UUID) -> RequestNotFoundError:

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app import auth, tables
 from app.auth import Scope
 from app.embedded.launcher import ValkeyServer
+from app.evidence.checkpoints import Notary
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -248,7 +249,8 @@ def bind(services: Services, session: Session) -> Services:
     sessions = sessionmaker(
         session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
     )
-    return dataclasses.replace(services, sessions=sessions)
+    notary = Notary(sessions, services.checkpoint_signer, services.settings.log_origin)
+    return dataclasses.replace(services, sessions=sessions, notary=notary)
 
 
 @pytest.fixture

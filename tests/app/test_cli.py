@@ -9,6 +9,7 @@ from sqlalchemy import inspect
 import migrations
 from app import auth
 from app.db import make_engine, make_sessions
+from app.services import Services
 
 LETHE = Path(sys.executable).parent / "lethe"
 
@@ -33,7 +34,7 @@ def lethe(tmp_path):
 
 def test_help_lists_every_command(lethe):
     shown = lethe("--help").stdout
-    for command in ("up", "down", "db", "keys", "verify", "demo"):
+    for command in ("up", "down", "db", "keys", "verify", "render", "audit", "replay", "demo"):
         assert f"│ {command} " in shown
 
 
@@ -99,7 +100,7 @@ def test_keys_create_explains_what_the_service_refuses(lethe, fresh_database_url
 
 def test_keys_init_writes_the_secrets_of_a_deployment_once(lethe, tmp_path):
     assert lethe("keys", "init", "--directory", "secrets").returncode == 0
-    for name in ("master.key", "signing.pem"):
+    for name in ("master.key", "signing.pem", "log.pem"):
         assert (tmp_path / "secrets" / name).stat().st_mode & 0o777 == 0o600
     again = lethe("keys", "init", "--directory", "secrets")
     assert again.returncode == 1
@@ -107,9 +108,9 @@ def test_keys_init_writes_the_secrets_of_a_deployment_once(lethe, tmp_path):
 
 
 def test_verify_says_of_a_file_that_is_no_record_that_it_is_none(lethe, tmp_path, settings):
-    from app.evidence.signing import Signer  # noqa: PLC0415
-
-    (tmp_path / "key.pem").write_bytes(Signer.load(settings.signing_key_file).public_pem())
+    services = Services.from_settings(settings)
+    (tmp_path / "key.pem").write_bytes(services.signer.public_pem())
+    services.close()
     (tmp_path / "record.json").write_text("{}")
     done = lethe("verify", "record.json", "--key", "key.pem")
     assert done.returncode == 1

@@ -7,6 +7,7 @@ import structlog
 from starlette.responses import StreamingResponse
 
 from app.artifacts.keys import MasterKeyError
+from app.logging import never_print_locals
 from app.main import create_app
 from app.settings import get_settings
 
@@ -14,7 +15,7 @@ from app.settings import get_settings
 @pytest.fixture
 def environment(settings, monkeypatch):
     """The process's environment as an operator sets it; logging is put back afterwards."""
-    for name, value in settings.model_dump(mode="json").items():
+    for name, value in settings.model_dump(mode="json", exclude_none=True).items():
         monkeypatch.setenv(name.upper(), str(value))
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
@@ -24,6 +25,7 @@ def environment(settings, monkeypatch):
     root.handlers, root.level = handlers, level
     logging.getLogger("uvicorn.access").disabled = False
     structlog.reset_defaults()
+    never_print_locals()
 
 
 @pytest.mark.usefixtures("environment")

@@ -1,5 +1,7 @@
 """The schema's steps, on a real server."""
 
+import hashlib
+import json
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +13,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
-from app.evidence.canonical import GENESIS
+from app.evidence.merkle import Frontier, leaf_hash
 from app.tables import metadata
 
 
@@ -200,9 +202,9 @@ def test_a_percent_sign_in_the_url_is_taken_as_it_is():
     assert migrations.configuration(url).get_main_option("sqlalchemy.url") == url
 
 
-def test_the_log_begins_empty_at_its_genesis(session):
-    size, chain_hash = session.execute(text("SELECT size, chain_hash FROM audit_head")).one()
-    assert (size, bytes(chain_hash)) == (0, GENESIS)
+def test_the_log_begins_empty(session):
+    found = session.execute(text("SELECT id, origin, size, frontier, closed_at FROM audit_log"))
+    assert [tuple(row) for row in found] == [(1, None, 0, b"", None)]
 
 
 @pytest.mark.parametrize(
@@ -214,11 +216,17 @@ def test_the_log_begins_empty_at_its_genesis(session):
         "UPDATE audit_entry SET index = index WHERE false",
         "DELETE FROM evidence_record",
         "UPDATE evidence_record SET kind = 'certificate'",
-        "DELETE FROM audit_head",
-        "TRUNCATE audit_head",
-        "UPDATE audit_head SET size = 7",
-        "UPDATE audit_head SET chain_hash = '\\x00'",
+        "DELETE FROM audit_log",
+        "TRUNCATE audit_log CASCADE",
+        "UPDATE audit_log SET size = 7",
+        "UPDATE audit_log SET frontier = '\\x00'",
+        "DELETE FROM audit_checkpoint",
+        "UPDATE audit_checkpoint SET note = ''",
+        "DELETE FROM audit_anchor",
+        "UPDATE audit_anchor SET target = ''",
+        "DELETE FROM signing_key",
         "SET session_replication_role = replica; DELETE FROM audit_entry",
+        "SET session_replication_role = replica; DELETE FROM audit_checkpoint",
         "UPDATE budget_entry SET amount = 0",
         "DELETE FROM budget_entry",
         "TRUNCATE budget_entry",
@@ -226,5 +234,100 @@ def test_the_log_begins_empty_at_its_genesis(session):
     ],
 )
 def test_the_database_refuses_to_change_the_log(session, statement):
-    with pytest.raises(DBAPIError, match=r"append-only|moves by exactly one"):
+    with pytest.raises(DBAPIError, match=r"append-only|moves forward"):
         session.execute(text(statement))
+
+
+def chained(bodies):
+    """Return rows of the log as it was kept before it was a tree."""
+    chain, rows = hashlib.sha256(b"").digest(), []
+    for index, body in enumerate(bodies):
+        leaf = hashlib.sha256(b"\0" + body).digest()
+        chain = hashlib.sha256(b"\1" + chain + leaf).digest()
+        rows.append((index, body, leaf, chain))
+    return rows
+
+
+def fill(database_url, rows):
+    address = make_url(database_url).set(drivername="postgresql")
+    with psycopg.connect(address.render_as_string(hide_password=False)) as connection:
+        for row in rows:
+            connection.execute(
+                "INSERT INTO audit_entry (index, body, leaf_hash, chain_hash)"
+                " VALUES (%s, %s, %s, %s)",
+                row,
+            )
+            connection.execute(
+                "UPDATE audit_head SET size = %s, chain_hash = %s", (row[0] + 1, row[3])
+            )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
+def test_a_log_that_was_a_chain_becomes_a_tree_that_says_where_the_chain_ended(
+    empty_database_url, count
+):
+    migrations.upgrade(empty_database_url, "0003")
+    rows = chained(b'{"index":%d}' % index for index in range(count))
+    fill(empty_database_url, rows)
+    migrations.upgrade(empty_database_url)
+    found = run(empty_database_url, "SELECT index, body, subtrees FROM audit_entry ORDER BY index")
+    assert [(index, body) for index, body, _ in found[:count]] == [row[:2] for row in rows]
+    expected = Frontier()
+    for _, body, subtrees in found:
+        expected, completed = expected.append(leaf_hash(body))
+        assert subtrees == b"".join(completed)
+    ((size, frontier),) = run(empty_database_url, "SELECT size, frontier FROM audit_log")
+    assert (size, frontier) == (expected.size, expected.to_bytes())
+    if count == 0:
+        assert size == 0
+        return
+    said = json.loads(found[-1][1])
+    assert (size, said["event"], said["index"]) == (count + 1, "log.converted", count)
+    assert said["payload"]["chain_hash"] == rows[-1][3].hex()
+
+
+def test_a_log_that_was_altered_is_not_made_good_by_the_upgrade(empty_database_url):
+    migrations.upgrade(empty_database_url, "0003")
+    fill(empty_database_url, chained(b'{"index":%d}' % index for index in range(9)))
+    run(
+        empty_database_url,
+        "ALTER TABLE audit_entry DISABLE TRIGGER USER;"
+        " UPDATE audit_entry SET body = 'other' WHERE index = 4",
+    )
+    with pytest.raises(RuntimeError, match="entry 4 does not follow"):
+        migrations.upgrade(empty_database_url)
+    assert "audit_head" in tables(empty_database_url)
+
+
+def test_a_version_without_the_tree_is_not_gone_back_to_once_the_log_has_entries(
+    empty_database_url,
+):
+    migrations.upgrade(empty_database_url, "0003")
+    fill(empty_database_url, chained([b'{"index":0}']))
+    migrations.upgrade(empty_database_url)
+    with pytest.raises(DBAPIError, match="the audit log has entries"):
+        migrations.downgrade(empty_database_url, "0003")
+
+
+def test_keys_that_could_read_weights_before_still_can(empty_database_url):
+    migrations.upgrade(empty_database_url, "0003")
+    run(
+        empty_database_url,
+        """INSERT INTO api_key (id, name, secret_sha256, scopes)
+        SELECT gen_random_uuid(), 'k', 'x', scopes::jsonb
+        FROM unnest(ARRAY['["read"]', '["audit:read"]', '["admin", "read"]']) AS scopes""",
+    )
+    migrations.upgrade(empty_database_url)
+    found = run(empty_database_url, "SELECT scopes FROM api_key")
+    assert sorted(sorted(scopes) for (scopes,) in found) == [
+        ["admin", "read", "weights:read"],
+        ["audit:read"],
+        ["read", "weights:read"],
+    ]
+    migrations.downgrade(empty_database_url, "0003")
+    found = run(empty_database_url, "SELECT scopes FROM api_key")
+    assert sorted(sorted(scopes) for (scopes,) in found) == [
+        ["admin", "read"],
+        ["audit:read"],
+        ["read"],
+    ]

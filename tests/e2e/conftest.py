@@ -1,5 +1,6 @@
 """The real service: PostgreSQL, Valkey, uvicorn and Celery as processes, spoken to over HTTP."""
 
+import base64
 import json
 import shutil
 import tempfile
@@ -132,9 +133,23 @@ class Service:
         assert answer.status_code == 200, answer.text
         return answer.content
 
-    def public_key(self) -> bytes:
-        """Download the key that records are verified with."""
-        return self.http.get("/v1/audit/key").content
+    def statement(self, request_id: str, what: str = "record") -> dict[str, Any]:
+        """Return what the signed record of a finished request says."""
+        bundle = self.get(f"/v1/unlearning-requests/{request_id}/{what}")
+        said = json.loads(base64.b64decode(bundle["envelope"]["payload"]))
+        return dict(said["predicate"])
+
+    def keys(self) -> bytes:
+        """Download the keys that records and checkpoints are verified with."""
+        answer = self.http.get("/v1/audit/keys")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+@pytest.fixture(scope="session")
+def make_client() -> type[Service]:
+    """Return what makes a client, for fixtures that outlive a test; they close it themselves."""
+    return Service
 
 
 @pytest.fixture

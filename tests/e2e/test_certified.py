@@ -1,7 +1,5 @@
 """Logistic models on real processes: certificates, budgets, membership and surrogates."""
 
-import base64
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,17 +30,12 @@ def noisy(problem):
     return problem.with_output_noise(TEN, deletions=2.5)
 
 
-def statement_of(service, request_id, what="record"):
-    bundle = service.get(f"/v1/unlearning-requests/{request_id}/{what}")
-    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
-
-
 def verify(service, request_id, weights, folder):
     """Run `lethe verify` on a record, as an auditor does; return its exit status."""
-    (folder / "key.pem").write_bytes(service.public_key())
+    (folder / "keys.json").write_bytes(service.keys())
     (folder / "weights").write_bytes(weights)
     (folder / "record.json").write_bytes(service.record(request_id))
-    files = ["record.json", "--key", "key.pem", "--weights", "weights"]
+    files = ["record.json", "--key", "keys.json", "--weights", "weights"]
     return subprocess.run([LETHE, "verify", *files], cwd=folder, check=False).returncode
 
 
@@ -67,7 +60,7 @@ def test_a_certified_deletion_with_noise_from_registration_to_a_spent_budget(
     request = service.finished(service.forget(model, noisy.samples_file(TEN)))
     assert request["state"] == "completed", request
     assert (request["tier"], request["method"]) == ("certified", "stored")
-    statement = statement_of(service, request["id"], "certificate")
+    statement = service.statement(request["id"], "certificate")
     release = service.weights_file(model, 1)
     assert verify(service, request["id"], release, tmp_path) == 0
     assert verify(service, request["id"], first_release, tmp_path) == 1
@@ -101,7 +94,7 @@ def test_a_certified_deletion_with_noise_from_registration_to_a_spent_budget(
     # The refused deletion cost nothing: the last certificate still says what is spent.
     final = budget_of(service, model)
     last = [*[r for r in ended if r["state"] == "completed"], request]
-    assert final["spent"] in [statement_of(service, r["id"])["privacy"]["spent"] for r in last]
+    assert final["spent"] in [service.statement(r["id"])["privacy"]["spent"] for r in last]
     assert (final["reserved"], final["entries"][0]["kind"]) == (0.0, "release")
 
 
@@ -112,7 +105,7 @@ def test_a_surrogate_deletion_is_signed_as_conditional(service, problem, tmp_pat
     request = service.finished(service.forget(model, public.samples_file(rows), method="surrogate"))
     assert request["state"] == "completed", request
     assert request["tier"] == "surrogate"
-    statement = statement_of(service, request["id"])
+    statement = service.statement(request["id"])
     assert statement["kind"] == "conditional"
     assert "conditional on the declared distance" in statement["verdict"]
     assert verify(service, request["id"], service.weights_file(model, 1), tmp_path) == 0
@@ -163,7 +156,7 @@ def test_a_killed_worker_costs_no_budget(stack, service, noisy, watch):
     assert ended["state"] == "completed", ended
     assert service.revisions(model) == [0, 1]
     found = budget_of(service, model)
-    assert found["spent"] == statement_of(service, request)["privacy"]["spent"]
+    assert found["spent"] == service.statement(request)["privacy"]["spent"]
     assert found["reserved"] == 0.0
     kinds = [entry["kind"] for entry in reversed(found["entries"])]
     assert kinds == ["open", "reserve", "release", "reserve", "spend"]

@@ -143,13 +143,13 @@ def test_a_record_verifies_offline_and_a_changed_one_does_not(service, make_prob
     problem = make_problem(seed=6)
     model = service.register(problem, "verified", statistics=True)
     request = service.finished(service.forget(model, problem.samples_file(np.array([0]))))
-    (tmp_path / "key.pem").write_bytes(service.public_key())
+    (tmp_path / "keys.json").write_bytes(service.keys())
     (tmp_path / "weights").write_bytes(service.weights_file(model, 1))
     record = service.record(request["id"])
 
     def verify(content: bytes) -> subprocess.CompletedProcess[str]:
         (tmp_path / "record.json").write_bytes(content)
-        files = ["record.json", "--key", "key.pem", "--weights", "weights"]
+        files = ["record.json", "--key", "keys.json", "--weights", "weights"]
         return subprocess.run(
             [LETHE, "verify", *files], cwd=tmp_path, capture_output=True, text=True, check=False
         )
@@ -174,7 +174,7 @@ def test_refused_requests_have_a_signed_record_too(service, make_problem, tmp_pa
     request = service.finished(service.forget(model, problem.samples_file(np.array([3]))))
     record = tmp_path / "record.json"
     record.write_bytes(service.record(request["id"]))
-    key = tmp_path / "key.pem"
-    key.write_bytes(service.public_key())
+    key = tmp_path / "keys.json"
+    key.write_bytes(service.keys())
     checked = subprocess.run([LETHE, "verify", record, "--key", key], check=False)
     assert checked.returncode == 0

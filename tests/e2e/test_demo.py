@@ -37,7 +37,7 @@ def test_the_demo_keeps_its_promises_and_leaves_records_that_verify(tmp_path):
     assert requests["one-record-certified"]["rho_w"] < 0.05
     for request in requests.values():
         record = Path(request["record"])
-        key = record.parent / "signing-key.pem"
+        key = record.parent / "lethe-keys.json"
         subprocess.run([LETHE, "verify", record, "--key", key], check=True, timeout=60)
 
 

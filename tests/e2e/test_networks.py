@@ -1,6 +1,5 @@
 """Networks on real processes: registered, sent images or features, unlearned and certified."""
 
-import base64
 import hashlib
 import json
 import subprocess
@@ -36,17 +35,12 @@ def register(service, problem, name, *, statistics=True, membership=False):
     )
 
 
-def statement_of(service, request, what="record"):
-    bundle = service.get(f"/v1/unlearning-requests/{request['id']}/{what}")
-    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
-
-
 def verify(service, request, weights, folder):
     """Run `lethe verify` on a record, as an auditor does; return its exit status."""
-    (folder / "key.pem").write_bytes(service.public_key())
+    (folder / "keys.json").write_bytes(service.keys())
     (folder / "weights").write_bytes(weights)
     (folder / "record.json").write_bytes(service.record(request["id"]))
-    files = ["record.json", "--key", "key.pem", "--weights", "weights"]
+    files = ["record.json", "--key", "keys.json", "--weights", "weights"]
     return subprocess.run([LETHE, "verify", *files], cwd=folder, check=False).returncode
 
 
@@ -77,7 +71,7 @@ def test_one_record_is_forgotten_exactly_with_a_gram_matrix(service, problem, sa
     assert verify(service, request, service.weights_file(model, 1), tmp_path) == 0
     assert verify(service, request, problem.weights_file(), tmp_path) == 1
 
-    scope = statement_of(service, request, "certificate")["scope"]
+    scope = service.statement(request["id"], "certificate")["scope"]
     digest = service.get(f"/v1/models/{model}")["network_sha256"]
     assert digest == hashlib.sha256(sent.network_file()).hexdigest()
     for what in ("610 parameters", "last 2 layers", "small-cnn", digest, "revision 1"):
@@ -94,7 +88,7 @@ def test_one_record_is_certified_with_a_sketch_within_a_bound_that_holds(
     assert request["state"] == "completed", request
     assert (request["tier"], request["method"]) == ("certified", "stored-sketch")
     weights = service.weights(model, 1)
-    statement = statement_of(service, request, "certificate")
+    statement = service.statement(request["id"], "certificate")
     left = np.linalg.norm(problem.gradient_without(ONE, weights))
     # Above the truth, and below what doing nothing leaves.
     nothing = np.linalg.norm(problem.gradient_without(ONE, problem.train()))
@@ -111,7 +105,7 @@ def test_one_record_is_certified_with_a_sketch_within_a_bound_that_holds(
     assert request["state"] == "completed", request
     gone = [*ONE, *more]
     left = np.linalg.norm(problem.gradient_without(gone, service.weights(model, 2)))
-    statement = statement_of(service, request, "certificate")
+    statement = service.statement(request["id"], "certificate")
     assert left <= bound_of(statement, "residual_gradient_norm")
     assert distance(service.weights(model, 2), problem, gone) < 0.2
 
@@ -123,7 +117,7 @@ def test_a_sketch_that_sees_too_little_is_refused_and_nothing_changes(service, p
     assert (request["state"], request["refusal"]["cause"]) == ("refused", "estimate-unreliable")
     assert request["refusal"]["remedy"]
     assert service.revisions(model) == [0]
-    assert statement_of(service, request)["kind"] == "refusal"
+    assert service.statement(request["id"])["kind"] == "refusal"
 
 
 def test_without_statistics_one_record_is_refused_and_a_fifth_is_estimated(service, problem):

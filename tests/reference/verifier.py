@@ -1,10 +1,13 @@
-"""A second verifier of record bundles, written from the format alone.
+"""A second verifier of record bundles, written from the formats alone.
 
 It shares no line with the service: the standard library and `cryptography` for Ed25519. Both have
-to agree on every bundle. It is also a complete description of the format in one page.
+to agree on every bundle. It is also a complete description of the formats in one file: key lists,
+bundles with a Merkle log (version 2) and with a chain of hashes (version 1), and three versions of
+records. Timestamps are left to the service: nothing here reads X.509.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -13,11 +16,14 @@ import re
 import uuid
 from decimal import Decimal
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 RECORD_1 = "application/vnd.lethe.record.v1+json"
 RECORD_2 = "application/vnd.lethe.record.v2+json"
+RECORD_3 = "application/vnd.in-toto+json"
+RECORDS = (RECORD_1, RECORD_2, RECORD_3)
 CHECKPOINT = "application/vnd.lethe.checkpoint.v1+json"
 EXACT = (
     "The forget samples' influence on these weights was removed: the weights are what training on "
@@ -65,6 +71,10 @@ VERDICTS = {
     "failure": "The request failed. The model's weights were not changed and nothing was "
     "unlearned.",
 }
+HOW_TO_VERIFY_3 = (
+    "lethe verify FILE --key KEYS.json [--weights WEIGHTS.safetensors] [--since CHECKPOINT], "
+    "offline, with keys that were obtained from the operator by another way than this file."
+)
 HOW_TO_VERIFY = (
     "lethe verify FILE --key KEY.pem [--weights WEIGHTS.safetensors], offline, with a public key "
     "that was obtained from the operator by another way than this file."
@@ -75,6 +85,30 @@ LIMITS = (
     "Whoever holds the database and the signing key can rewrite what no kept checkpoint covers.",
     "A destroyed key lives on in database backups and write-ahead logs until these expire.",
 )
+LIMITS_3 = (
+    (
+        "A valid signature shows that a holder of the signing key stated this and that it is "
+        "unaltered, not that it is true."
+    ),
+    (
+        "The log shows what was entered and in which order, not that it is true, and not events "
+        "that were never entered."
+    ),
+    (
+        "Whoever holds the database and the signing keys can rewrite what no checkpoint covers "
+        "that somebody else kept, or show different logs to different readers."
+    ),
+    (
+        "A timestamp shows that a checkpoint existed by then, and a witness's signature that the "
+        "witness was shown no other log; without them, times are on the operator's word."
+    ),
+    "A destroyed key lives on in database backups and write-ahead logs until these expire.",
+)
+KEPT_LIMIT = (
+    "What the disposal names as kept can still be opened by this service; this record does not "
+    "show that it is destroyed later."
+)
+GROUNDS = tuple(f"art-17-1-{letter}" for letter in "abcdef")
 EXCLUSIONS = (
     "the backbone that computed the features",
     "copies of earlier weights that left this service",
@@ -301,12 +335,37 @@ positive = integer(1)
 envelope_shape = fields(
     payload=text, payloadType=text, signatures=list_of(fields(keyid=sha256, sig=text), 1)
 )
-bundle_shape = fields(
+bundle_1_shape = fields(
     format=one_of("lethe.bundle/v1"),
     envelope=envelope_shape,
     entry=text,
     previous_chain_hash=sha256,
     checkpoint=envelope_shape,
+)
+bundle_2_shape = fields(
+    format=one_of("lethe.bundle/v2"),
+    envelope=envelope_shape,
+    entry=text,
+    proof=text,
+    consistency=or_null(fields(size=integer(0), hashes=list_of(text))),
+    timestamp=or_null(text),
+)
+key_list_shape = fields(
+    format=one_of("lethe.keys/v1"),
+    keys=list_of(
+        fields(
+            id=sha256,
+            role=one_of("records", "checkpoints"),
+            algorithm=one_of("Ed25519"),
+            public_key=text,
+            origin=or_null(text),
+            valid_from=time,
+            valid_until=or_null(time),
+            revoked_at=or_null(time),
+            compromised=boolean,
+            endorsement=or_null(envelope_shape),
+        )
+    ),
 )
 entry_shape = fields(index=integer(0), time=time, event=text, subject=anything, payload=anything)
 checkpoint_shape = fields(origin=text, size=integer(0), chain_hash=sha256, time=time)
@@ -371,6 +430,12 @@ disposal_2 = disposal_1 | {
     "superseded_anchor": one_of("moved", "kept_as_secret", "none"),
     "release_noise": one_of("never_recorded", "none"),
 }
+disposal_3 = disposal_2 | {
+    "forget_samples": one_of("key_destroyed", "kept_for_replay"),
+    "superseded_weights": one_of("key_destroyed", "kept_by_policy", "kept_for_replay"),
+    "superseded_statistics": one_of("key_destroyed", "none_stored", "kept_for_replay"),
+    "kept_until": or_null(time),
+}
 privacy = fields(
     mechanism=one_of(*MECHANISMS),
     epsilon=number(above=0),
@@ -395,17 +460,19 @@ def model(*losses):
     )
 
 
+request_1 = {"id": identifier, "n_forget": positive, "sample_commitment": sha256}
+environment_1 = {
+    "lethe_version": text,
+    "code_sha256": sha256,
+    "python_version": text,
+    "libraries": map_of(text, 1),
+    "device": text,
+}
 common = {
     "id": identifier,
-    "request": fields(id=identifier, n_forget=positive, sample_commitment=sha256),
+    "request": fields(**request_1),
     "seeds": map_of(seed),
-    "environment": fields(
-        lethe_version=text,
-        code_sha256=sha256,
-        python_version=text,
-        libraries=map_of(text, 1),
-        device=text,
-    ),
+    "environment": fields(**environment_1),
     "scope": fields(
         covered=prose, backbone=one_of("public", "dp", "unknown"), not_covered=list_of(prose)
     ),
@@ -426,6 +493,17 @@ common_2 = common | {
     "revision_before": fields(**revision_2),
     "parameters": fields(**parameters_2),
 }
+common_3 = common_2 | {
+    "version": one_of("lethe.record/v3"),
+    "request": fields(**request_1, legal_ground=or_null(one_of(*GROUNDS))),
+    "lineage": fields(
+        registered_weights_sha256=sha256,
+        deletions=integer(0),
+        previous_statement_sha256=or_null(sha256),
+    ),
+    "environment": fields(**environment_1, threads=integer(0), cpu_capability=text),
+    "how_to_verify": one_of(HOW_TO_VERIFY_3),
+}
 completed = {
     "assumptions": list_of(assumption, 1),
     "solvers": list_of(solver, 1),
@@ -444,6 +522,7 @@ completed_2 |= {
     "metrics": fields(**metrics_2),
     "disposal": fields(**disposal_2),
 }
+completed_3 = completed_2 | common_3 | {"disposal": fields(**disposal_3)}
 unchanged = {
     "tier": nothing,
     "gates": list_of(gate),
@@ -455,8 +534,28 @@ unchanged_2 = common_2 | unchanged
 unchanged_2 |= {
     "method": one_of("stored", "stored-sketch", "surrogate", "forget-curvature", "paper-sdp")
 }
+unchanged_3 = unchanged_2 | common_3
 refusal = {"detail": prose, "remedy": prose}
 failure = {"cause": text, "detail": prose}
+
+
+def shapes_of(completed_record, unchanged_record):
+    """Records of version 2 and later, by kind."""
+    return {
+        "certificate": completed_record
+        | {
+            "tier": one_of("exact", "certified"),
+            "method": one_of("stored", "stored-sketch"),
+            "privacy": or_null(privacy),
+        },
+        "conditional": completed_record
+        | {"tier": one_of("surrogate"), "method": one_of("surrogate"), "surrogate": surrogate},
+        "estimate": completed_record | estimate,
+        "refusal": unchanged_record | refusal | {"cause": one_of(*CAUSES_2)},
+        "failure": unchanged_record | failure,
+    }
+
+
 SHAPES = {
     RECORD_1: {
         "certificate": completed_1 | {"tier": one_of("exact"), "method": one_of("stored")},
@@ -464,33 +563,53 @@ SHAPES = {
         "refusal": unchanged_1 | refusal | {"cause": one_of(*CAUSES_1)},
         "failure": unchanged_1 | failure,
     },
-    RECORD_2: {
-        "certificate": completed_2
-        | {
-            "tier": one_of("exact", "certified"),
-            "method": one_of("stored", "stored-sketch"),
-            "privacy": or_null(privacy),
-        },
-        "conditional": completed_2
-        | {"tier": one_of("surrogate"), "method": one_of("surrogate"), "surrogate": surrogate},
-        "estimate": completed_2 | estimate,
-        "refusal": unchanged_2 | refusal | {"cause": one_of(*CAUSES_2)},
-        "failure": unchanged_2 | failure,
-    },
+    RECORD_2: shapes_of(completed_2, unchanged_2),
+    RECORD_3: shapes_of(completed_3, unchanged_3),
 }
+intoto_shape = fields(
+    _type=one_of("https://in-toto.io/Statement/v1"),
+    subject=list_of(fields(name=text, digest=fields(sha256=sha256)), 1),
+    predicateType=text,
+    predicate=map_of(lambda _value: None),
+)
 
 
 def check_statement(statement, kind_of_record=RECORD_2):
-    """The record statement: its shape, and that it does not contradict itself or overclaim."""
+    """What a record's envelope holds: from version 3 on, the record is an in-toto predicate."""
+    if kind_of_record != RECORD_3:
+        check_record(statement, kind_of_record)
+        return
+    intoto_shape(statement)
+    record = statement["predicate"]
+    check_record(record, RECORD_3)
+    kind, model_id = record["kind"], record["model"]["id"]
+    need(statement["predicateType"] == f"urn:lethe:record:{kind}:v3", "another predicate type")
+    revisions = [record["revision_before"], record.get("revision_after")]
+    subjects = [
+        {
+            "name": f"models/{model_id}/revisions/{revision['number']}/weights",
+            "digest": {"sha256": revision["weights_sha256"]},
+        }
+        for revision in revisions
+        if revision is not None
+    ]
+    need(statement["subject"] == subjects, "other subjects")
+
+
+def check_record(statement, kind_of_record):
+    """The record: its shape, and that it does not contradict itself or overclaim."""
     shapes, kind = SHAPES[kind_of_record], statement.get("kind")
     need(isinstance(kind, str) and kind in shapes, "unknown kind")
     fields(**shapes[kind], kind=one_of(kind))(statement)
     times = statement["times"]
     need(times["received"] <= times["started"] <= times["finished"], "times out of order")
-    need(set(LIMITS) <= set(statement["limits"]), "a limit is not admitted")
+    limits = LIMITS_3 if kind_of_record == RECORD_3 else LIMITS
+    need(set(limits) <= set(statement["limits"]), "a limit is not admitted")
     need(set(EXCLUSIONS) <= set(statement["scope"]["not_covered"]), "an exclusion is missing")
     if kind in VERDICTS:
         need(statement["verdict"] == VERDICTS[kind], "another verdict")
+    if kind_of_record == RECORD_3:
+        check_lineage(statement)
     if kind in {"refusal", "failure"}:
         return
     check_completed(statement)
@@ -499,12 +618,33 @@ def check_statement(statement, kind_of_record=RECORD_2):
             need(statement["verdict"] == EXACT, "another verdict")
         return
     check_completed_2(statement)
+    if kind_of_record == RECORD_3:
+        check_kept(statement)
     if kind == "certificate":
         check_certificate(statement)
     if kind == "conditional":
         declared = statement["surrogate"]["declared_distance"] is not None
         verdict = SURROGATE + (DECLARED if declared else UNDECLARED)
         need(statement["verdict"] == verdict, "another verdict")
+
+
+def check_lineage(statement):
+    lineage, old = statement["lineage"], statement["revision_before"]
+    registered = old["number"] == 0
+    need(lineage["deletions"] == old["number"], "deletions and revisions differ")
+    need(registered == (lineage["previous_statement_sha256"] is None), "the record before")
+    if registered:
+        need(lineage["registered_weights_sha256"] == old["weights_sha256"], "registered weights")
+
+
+def check_kept(statement):
+    disposal = statement["disposal"]
+    fates = ("forget_samples", "superseded_weights", "superseded_statistics")
+    keeps = any(disposal[name].startswith("kept") for name in fates)
+    until = disposal["kept_until"]
+    need(keeps == (until is not None), "kept without an end, or an end of nothing")
+    need(keeps == (KEPT_LIMIT in statement["limits"]), "what is kept is not admitted")
+    need(until is None or until > statement["times"]["finished"], "kept until before the signature")
 
 
 def check_completed(statement):
@@ -515,7 +655,7 @@ def check_completed(statement):
     stored = old["statistics_sha256"] is not None
     need(stored == (new["statistics_sha256"] is not None), "statistics appear or vanish")
     disposed = statement["disposal"]["superseded_statistics"]
-    need(stored == (disposed == "key_destroyed"), "disposal contradicts the revisions")
+    need(stored == (disposed != "none_stored"), "disposal contradicts the revisions")
     need(all(gate["passed"] for gate in statement["gates"]), "a gate failed")
     figures = statement["metrics"]
     need(None not in figures.values() or figures["missing"], "a missing figure is not explained")
@@ -606,20 +746,21 @@ def payload_of(envelope, *kinds):
     return decode(envelope["payload"])
 
 
-def check_signature(envelope, public_pem, *kinds):
-    key = serialization.load_pem_public_key(public_pem)
-    encoded = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+def open_envelope(envelope, key, *kinds):
     payload = payload_of(envelope, *kinds)
-    kind = envelope["payloadType"]
+    kind = envelope["payloadType"].encode()
     (signature,) = envelope["signatures"]
-    need(signature["keyid"] == hashlib.sha256(encoded).hexdigest(), "another key")
-    signed = b" ".join((b"DSSEv1", b"%d" % len(kind), kind.encode(), b"%d" % len(payload), payload))
+    signed = b" ".join((b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(payload), payload))
+    need(is_signed(key, decode(signature["sig"]), signed), "signature")
+    return payload
+
+
+def is_signed(key, signature, message):
     try:
-        key.verify(decode(signature["sig"]), signed)
-    except InvalidSignature as error:
-        raise BadBundleError("signature") from error
+        Ed25519PublicKey.from_public_bytes(key["bytes"]).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def document(content, check, *more):
@@ -629,32 +770,307 @@ def document(content, check, *more):
     return value
 
 
-def statement_of(bundle):
-    payload = payload_of(bundle["envelope"], RECORD_1, RECORD_2)
-    return document(payload, check_statement, bundle["envelope"]["payloadType"]), payload
+def record_of(bundle):
+    envelope = bundle["envelope"]
+    payload = payload_of(envelope, *RECORDS)
+    statement = document(payload, check_statement, envelope["payloadType"])
+    record = statement["predicate"] if envelope["payloadType"] == RECORD_3 else statement
+    return record, payload
+
+
+# The keys: from files that came another way than the bundle
+
+
+def read_keys(files):
+    """Return the trusted keys: dictionaries with the limits within which each counts."""
+    found = {}
+    for content in files:
+        for key in read_key_file(content):
+            place = (key["origin"], key["id"])
+            found[place] = narrow(found[place], key) if place in found else key
+    records = {key_id for origin, key_id in found if origin is None}
+    checkpoints = {key_id for origin, key_id in found if origin is not None}
+    need(not records & checkpoints, "one key for two roles")
+    return list(found.values())
+
+
+def read_key_file(content):
+    text_ = content.lstrip()
+    if text_.startswith(b"{"):
+        listed = read(content)
+        key_list_shape(listed)
+        keys = [read_listed_key(one) for one in listed["keys"]]
+        places = [(key["origin"], key["id"]) for key in keys]
+        need(len(set(places)) == len(places), "a key stands twice")
+        return keys
+    if text_.startswith(b"-----BEGIN"):
+        return [unlimited(read_pem(content), None)]
+    try:
+        lines = [line.strip() for line in content.decode("utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise BadBundleError(str(error)) from error
+    keys = [read_vkey(line) for line in lines if line]
+    need(keys, "no key")
+    return keys
+
+
+def read_listed_key(listed):
+    key = unlimited(read_pem(listed["public_key"].encode("utf-8")), listed["origin"])
+    need(key["id"] == listed["id"], "the id is that of another key")
+    need((listed["role"] == "checkpoints") == (listed["origin"] is not None), "role and origin")
+    if listed["origin"] is not None:
+        check_name(listed["origin"])
+    if listed["endorsement"] is not None:
+        check_envelope(listed["endorsement"])
+    need(listed["revoked_at"] is not None or not listed["compromised"], "compromised, not revoked")
+    limits = ("valid_from", "valid_until", "revoked_at", "compromised")
+    return key | {name: listed[name] for name in limits}
+
+
+def read_pem(content):
+    try:
+        key = serialization.load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadBundleError(str(error)) from error
+    need(isinstance(key, Ed25519PublicKey), "not an Ed25519 key")
+    return key
+
+
+def read_vkey(line):
+    parts = line.split("+", 2)
+    need(len(parts) == 3, "not name+hint+key")
+    name, hint, content = parts[0], parts[1], decode(parts[2])
+    check_name(name)
+    need(len(content) == 33 and content[0] == 1, "not an Ed25519 note key")
+    need(hint_of(name, content[1:]).hex() == hint, "hint")
+    return unlimited(Ed25519PublicKey.from_public_bytes(content[1:]), name)
+
+
+def unlimited(key, origin):
+    encoded = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return {
+        "id": hashlib.sha256(encoded).hexdigest(),
+        "bytes": encoded[-32:],  # RFC 8410: the key is the end of its encoding
+        "origin": origin,
+        "valid_from": None,
+        "valid_until": None,
+        "revoked_at": None,
+        "compromised": False,
+    }
+
+
+def narrow(one, other):
+    def pick(choose, name):
+        return choose((key[name] for key in (one, other) if key[name] is not None), default=None)
+
+    return one | {
+        "valid_from": pick(max, "valid_from"),
+        "valid_until": pick(min, "valid_until"),
+        "revoked_at": pick(min, "revoked_at"),
+        "compromised": one["compromised"] or other["compromised"],
+    }
+
+
+def key_of_record(envelope, keys):
+    named = envelope["signatures"][0]["keyid"]
+    found = [key for key in keys if key["id"] == named and key["origin"] is None]
+    need(found, "signed by another key")
+    return found[0]
+
+
+# The Merkle tree (RFC 9162): a proof is walked from the root downwards, unlike in its section 2.1.3
+
+
+def node(left, right):
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def root_of_path(leaf, index, size, path):
+    """The root that a leaf and its inclusion proof lead to; the proof is used up exactly."""
+    if size == 1:
+        need(path == [], "too many hashes")
+        return leaf
+    need(path, "too few hashes")
+    k = 1 << (size - 1).bit_length() - 1
+    *inner, last = path
+    if index < k:
+        return node(root_of_path(leaf, index, k, inner), last)
+    return node(last, root_of_path(leaf, index - k, size - k, inner))
+
+
+def roots_of_proof(old, size, old_root, path):
+    """The roots (old, new) that a consistency proof leads to.
+
+    `old_root` is None below the point where the old tree is not a subtree of its own.
+    """
+    if old == size:
+        if old_root is not None:
+            need(path == [], "too many hashes")
+            return old_root, old_root
+        need(len(path) == 1, "one hash is left to be given")
+        return path[0], path[0]
+    need(path, "too few hashes")
+    k = 1 << (size - 1).bit_length() - 1
+    *inner, last = path
+    if old <= k:
+        before, after = roots_of_proof(old, k, old_root, inner)
+        return before, node(after, last)
+    before, after = roots_of_proof(old - k, size - k, None, inner)
+    return node(last, before), node(last, after)
+
+
+def check_grows(old, new, path):
+    """That the checkpoint `new` continues `old`."""
+    for value in path:
+        need(len(value) == 32, "not a hash")
+    empty = hashlib.sha256(b"").digest()
+    for one in (old, new):
+        need(one["size"] > 0 or one["root"] == empty, "not the empty log's root")
+    if old["size"] in {0, new["size"]}:
+        need(path == [], "a proof of nothing")
+        need(old["size"] == 0 or old["root"] == new["root"], "two logs")
+        return
+    roots = roots_of_proof(old["size"], new["size"], old["root"], path)
+    need(roots == (old["root"], new["root"]), "the roots are others")
+
+
+# Notes, checkpoints and log proofs: C2SP's signed-note, tlog-checkpoint and tlog-proof
+
+
+def hint_of(name, key):
+    return hashlib.sha256(name.encode("utf-8") + b"\n\x01" + key).digest()[:4]
+
+
+def check_name(name):
+    need(name != "" and "+" not in name, "not a name")
+    need(not any(char.isspace() or ord(char) < 32 for char in name), "not a name")
+
+
+def split_note(note):
+    """Return the text of a note, and name and content of each signature."""
+    end = note.rfind("\n\n")
+    need(end >= 0 and note.endswith("\n"), "not a note")
+    content, lines = note[: end + 1], note[end + 2 :].split("\n")[:-1]
+    need(all(ord(char) >= 32 or char == "\n" for char in content), "a control character")
+    need(1 <= len(lines) <= 16, "no signatures, or too many")
+    signatures = []
+    for line in lines:
+        dash, _, rest = line.partition(" ")
+        name, space, signature = rest.partition(" ")
+        need(dash == "\u2014" and space, "not a signature line")
+        check_name(name)
+        signatures.append((name, decode(signature)))
+        need(len(signatures[-1][1]) > 4, "too short for a signature")
+    return content, signatures
+
+
+def read_checkpoint(note):
+    lines = split_note(note)[0].split("\n")
+    need(len(lines) == 4 and lines[0] != "" and lines[3] == "", "not three lines")
+    return {"origin": lines[0], "size": read_size(lines[1]), "root": read_hash(lines[2])}
+
+
+def read_size(digits):
+    matching("0|[1-9][0-9]{0,18}")(digits)
+    need(int(digits) < 2**63, "too large")
+    return int(digits)
+
+
+def read_hash(line):
+    content = decode(line)
+    need(len(content) == 32, "not a hash")
+    return content
+
+
+def open_checkpoint(note, keys):
+    """Return a checkpoint and the keys of its log that signed it, one at least."""
+    checkpoint = read_checkpoint(note)
+    content, signatures = split_note(note)
+    signers = []
+    for name, signature in signatures:
+        for key in keys:
+            if name == key["origin"] == checkpoint["origin"] and (
+                hint_of(name, key["bytes"]) == signature[:4]
+            ):
+                need(is_signed(key, signature[4:], content.encode("utf-8")), "a false signature")
+                signers.append(key)
+    need(signers, "no given key signed the checkpoint")
+    return checkpoint, signers
+
+
+def read_proof(content):
+    head, blank, note = content.partition("\n\n")
+    header, *lines = head.split("\n")
+    need(header == "c2sp.org/tlog-proof@v1" and blank and note and lines, "not a proof")
+    need(lines[0].startswith("index ") and len(lines) <= 64, "not a proof")
+    return read_size(lines[0][6:]), [read_hash(line) for line in lines[1:]], note
+
+
+# The checks
+
+
+def check_envelope(envelope):
+    need(len(envelope["signatures"]) == 1, "more than one signature")
+    decode(envelope["payload"])
+    decode(envelope["signatures"][0]["sig"])
+
+
+def read_bundle(content):
+    bundle = read(content)
+    if bundle.get("format") == "lethe.bundle/v1":
+        bundle_1_shape(bundle)
+        check_envelope(bundle["checkpoint"])
+    else:
+        bundle_2_shape(bundle)
+        for value in (bundle["consistency"] or {"hashes": []})["hashes"]:
+            decode(value)
+        if bundle["timestamp"] is not None:
+            decode(bundle["timestamp"])
+    check_envelope(bundle["envelope"])
+    return bundle
+
+
+def check_signature(bundle, keys, is_kept):
+    key = key_of_record(bundle["envelope"], keys)
+    open_envelope(bundle["envelope"], key, *RECORDS)
+    limits = [key[name] for name in ("valid_from", "valid_until", "revoked_at")]
+    if not any(limits) and not key["compromised"]:
+        return
+    record, _payload = record_of(bundle)
+    finished = entered = record["times"]["finished"]
+    # Whether the entry can be read is a check of its own.
+    with contextlib.suppress(BadBundleError):
+        entered = max(finished, document(bundle["entry"].encode("utf-8"), entry_shape)["time"])
+    start, end, revoked = limits
+    need(start is None or start <= entered, "not valid yet")
+    need(end is None or finished <= end, "not valid any more")
+    need(revoked is None or finished < revoked, "revoked")
+    need(not key["compromised"] or is_kept, "compromised")
 
 
 def check_entry(bundle):
-    statement, payload = statement_of(bundle)
+    record, payload = record_of(bundle)
     entry = document(bundle["entry"].encode("utf-8"), entry_shape)
     need(entry["event"] == "record.issued", "another event")
     need(
         entry["subject"]
-        == {"model_id": statement["model"]["id"], "request_id": statement["request"]["id"]},
+        == {"model_id": record["model"]["id"], "request_id": record["request"]["id"]},
         "about another request",
     )
     need(
         entry["payload"]
         == {
-            "kind": statement["kind"],
-            "record_id": statement["id"],
+            "kind": record["kind"],
+            "record_id": record["id"],
             "statement_sha256": hashlib.sha256(payload).hexdigest(),
         },
         "about another statement",
     )
 
 
-def check_inclusion(bundle):
+def check_inclusion_1(bundle):
     body = bundle["entry"].encode("utf-8")
     entry = document(body, entry_shape)
     checkpoint = document(payload_of(bundle["checkpoint"], CHECKPOINT), checkpoint_shape)
@@ -664,47 +1080,92 @@ def check_inclusion(bundle):
     need((entry["index"] + 1, end) == (checkpoint["size"], checkpoint["chain_hash"]), "chain")
 
 
-def check_checkpoint(bundle, public_pem):
-    check_signature(bundle["checkpoint"], public_pem, CHECKPOINT)
-    document(payload_of(bundle["checkpoint"], CHECKPOINT), checkpoint_shape)
+def check_checkpoint_1(bundle, keys):
+    key = key_of_record(bundle["checkpoint"], keys)
+    document(open_envelope(bundle["checkpoint"], key, CHECKPOINT), checkpoint_shape)
+    need(not key["compromised"], "compromised")
 
 
-def check_weights(bundle, weights):
-    statement, _payload = statement_of(bundle)
-    current = statement.get("revision_after", statement["revision_before"])
-    need(current["weights_sha256"] == hashlib.sha256(weights).hexdigest(), "other weights")
+def check_inclusion(bundle):
+    body = bundle["entry"].encode("utf-8")
+    entry = document(body, entry_shape)
+    index, path, note = read_proof(bundle["proof"])
+    checkpoint = read_checkpoint(note)
+    need(index == entry["index"] and index < checkpoint["size"], "of another entry")
+    leaf = hashlib.sha256(b"\0" + body).digest()
+    need(root_of_path(leaf, index, checkpoint["size"], path) == checkpoint["root"], "root")
 
 
-def read_bundle(content):
-    bundle = read(content)
-    bundle_shape(bundle)
-    for envelope in (bundle["envelope"], bundle["checkpoint"]):
-        need(len(envelope["signatures"]) == 1, "more than one signature")
-        decode(envelope["payload"])
-        decode(envelope["signatures"][0]["sig"])
-    return bundle
+def check_checkpoint(bundle, keys, is_kept):
+    _checkpoint, signers = open_checkpoint(read_proof(bundle["proof"])[2], keys)
+    need(is_kept or not all(key["compromised"] for key in signers), "compromised")
 
 
-def verify(content, public_pem, weights=None):
-    """Return which checks hold, by name."""
-    found = {}
+def check_consistency(bundle, keys, since):
+    kept, _signers = open_checkpoint(since, keys)
+    checkpoint = read_checkpoint(read_proof(bundle["proof"])[2])
+    need(kept["origin"] == checkpoint["origin"], "another log")
+    given = bundle["consistency"]
+    if given is not None and given["size"] == kept["size"]:
+        path = [decode(value) for value in given["hashes"]]
+    else:
+        need(kept["size"] in {0, checkpoint["size"]}, "no proof for that size")
+        path = []
+    check_grows(*sorted((kept, checkpoint), key=lambda one: one["size"]), path)
 
-    def look(name, check, *arguments):
-        try:
-            check(*arguments)
-            found[name] = True
-        except BadBundleError:
-            found[name] = False
 
-    look("file", read_bundle, content)
-    if not found["file"]:
-        return found
+def check_weights(bundle, digest):
+    record, _payload = record_of(bundle)
+    current = record.get("revision_after", record["revision_before"])
+    need(current["weights_sha256"] == digest, "other weights")
+
+
+def holds(check, *arguments):
+    try:
+        check(*arguments)
+    except BadBundleError:
+        return False
+    return True
+
+
+def verify(content, key_files, subjects=(), since=None):
+    """Return the name of each check, and whether it holds.
+
+    Args:
+        content: The bundle's file.
+        key_files: Key lists, PEM files and lines name+hint+key, as bytes.
+        subjects: SHA-256 (hexadecimal) of weights.
+        since: The note of a kept checkpoint.
+
+    Raises:
+        BadBundleError: A key file is none.
+    """
+    keys = read_keys(key_files)
+    if not holds(read_bundle, content):
+        return [("file", False)]
     bundle = read_bundle(content)
-    look("signature", check_signature, bundle["envelope"], public_pem, RECORD_1, RECORD_2)
-    look("statement", statement_of, bundle)
-    look("entry", check_entry, bundle)
-    look("inclusion", check_inclusion, bundle)
-    look("checkpoint", check_checkpoint, bundle, public_pem)
-    if weights is not None:
-        look("weights", check_weights, bundle, weights)
+    is_old = bundle["format"] == "lethe.bundle/v1"
+    is_included = holds(check_inclusion_1 if is_old else check_inclusion, bundle)
+    is_continued = (
+        since is not None and not is_old and holds(check_consistency, bundle, keys, since)
+    )
+    is_kept = (
+        is_continued
+        and is_included
+        and read_proof(bundle["proof"])[0] < read_checkpoint(since)["size"]
+    )
+    found = [
+        ("file", True),
+        ("signature", holds(check_signature, bundle, keys, is_kept)),
+        ("statement", holds(record_of, bundle)),
+        ("entry", holds(check_entry, bundle)),
+        ("inclusion", is_included),
+    ]
+    if is_old:
+        found.append(("checkpoint", holds(check_checkpoint_1, bundle, keys)))
+    else:
+        found.append(("checkpoint", holds(check_checkpoint, bundle, keys, is_kept)))
+    if since is not None:
+        found.append(("consistency", is_continued))
+    found.extend(("weights", holds(check_weights, bundle, digest)) for digest in subjects)
     return found

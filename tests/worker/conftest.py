@@ -1,5 +1,6 @@
 """A worker's services on a database and a Valkey of the test's own."""
 
+import base64
 import json
 import shutil
 import tempfile
@@ -12,8 +13,14 @@ import numpy as np
 import pytest
 import redis
 import safetensors.numpy
+from sqlalchemy import select
 
 from app.embedded.launcher import ValkeyServer
+from app.evidence import keyring
+from app.evidence import service as evidence
+from app.evidence.models import AuditEntry
+from app.evidence.trust import TrustedKeys
+from app.evidence.verification import verify_bundle
 from app.jobs import QUEUE
 from app.registry import samples
 from app.registry import service as registry
@@ -119,6 +126,24 @@ class Shop:
         """Return a request as it stands."""
         with self.services.sessions() as session:
             return service.get(session, request_id)
+
+    def statement(self, request_id: uuid.UUID) -> Any:
+        """Return the record that a request ended in, once it has verified."""
+        services = self.services
+        with services.sessions() as session:
+            record = evidence.find_record(session, request_id)
+            bundle = evidence.bundle(session, record, services.notary)
+            keys = TrustedKeys.of(keyring.key_list(session))
+        checks = verify_bundle(bundle, keys)
+        assert all(check.ok for check in checks), checks
+        return json.loads(base64.b64decode(bundle["envelope"]["payload"]))["predicate"]
+
+    def log(self, event: str) -> list[dict[str, Any]]:
+        """Return the log's entries of one kind, in order."""
+        with self.services.sessions() as session:
+            bodies = session.scalars(select(AuditEntry.body).order_by(AuditEntry.index))
+            entries = [json.loads(body) for body in bodies]
+        return [entry for entry in entries if entry["event"] == event]
 
     def claim(self) -> Any:
         """Take the next job, as a worker does."""

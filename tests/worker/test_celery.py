@@ -5,11 +5,7 @@ from app.jobs import QUEUE, TASK
 
 
 def run(code, settings):
-    environment = {
-        name.upper(): str(value)
-        for name, value in settings.model_dump().items()
-        if name in type(settings).model_fields and type(settings).model_fields[name].is_required()
-    }
+    environment = {name.upper(): str(getattr(settings, name)) for name in settings.model_fields_set}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )

@@ -1,6 +1,5 @@
 """Logistic models from claim to record: bounds, noise, budget, membership, surrogates."""
 
-import base64
 import json
 
 import numpy as np
@@ -12,10 +11,9 @@ from sqlalchemy import select
 from app.artifacts.models import Artifact
 from app.budget import service as budget
 from app.budget.models import BudgetEntry
-from app.evidence import service as evidence
+from app.evidence.auditing import verify_log
 from app.evidence.canonical import sha256_hex
 from app.evidence.schemas import NO_NOISE_LIMIT
-from app.evidence.verification import verify_bundle
 from app.registry import service as registry
 from app.registry.models import TrainingDigest
 from app.unlearning.models import UnlearningJob
@@ -35,15 +33,6 @@ def problem():
 def noisy(problem):
     """Noise for two deletions of ten rows and a half."""
     return problem.with_output_noise(np.arange(10), deletions=2.5)
-
-
-def statement_of(services, request_id):
-    """Return a request's signed statement, once it has verified."""
-    with services.sessions() as session:
-        bundle = evidence.bundle(session, evidence.find_record(session, request_id))
-    checks = verify_bundle(bundle, services.signer.public_pem())
-    assert all(check.ok for check in checks), checks
-    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
 
 
 def bound_of(statement, name):
@@ -75,7 +64,7 @@ def test_a_certified_deletion_without_noise_is_bounded_and_promises_no_more(
     model = shop.register(problem)
     request = shop.request(model, problem, np.arange(10))
     assert run_next(services) is True
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert (statement["kind"], statement["tier"]) == ("certificate", "certified")
     assert statement["privacy"] is None
     assert records.PRIVACY_LIMIT not in statement["limits"]
@@ -100,7 +89,7 @@ def test_a_kept_anchor_gives_the_same_weights_in_any_batching(services, shop, pr
     while run_next(services):
         pass
     np.testing.assert_allclose(shop.weights(batched), shop.weights(one_by_one), rtol=0, atol=1e-10)
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert statement["parameters"]["anchor"] == "keep"
     assert statement["disposal"]["superseded_anchor"] == "kept_as_secret"
 
@@ -120,7 +109,7 @@ def test_a_kept_anchor_is_kept_even_where_the_weights_do_not_move(services, shop
     run_next(services)
     assert shop.find(request).state == "completed", shop.find(request).failure
     np.testing.assert_array_equal(shop.weights(model), mirrored.train())
-    assert statement_of(services, request)["disposal"]["superseded_anchor"] == "kept_as_secret"
+    assert shop.statement(request)["disposal"]["superseded_anchor"] == "kept_as_secret"
 
 
 def test_a_deletion_with_output_perturbation_spends_its_bound_and_releases_noise(
@@ -130,7 +119,7 @@ def test_a_deletion_with_output_perturbation_spends_its_bound_and_releases_noise
     before = released(services, model)
     request = shop.request(model, noisy, np.arange(10))
     assert run_next(services) is True
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     privacy, account = statement["privacy"], account_of(services, model)
     assert privacy["mechanism"] == "output-perturbation"
     assert privacy["spent"] == bound_of(statement, "distance_to_retraining")["value"]
@@ -169,12 +158,12 @@ def test_deletions_beyond_the_budget_are_refused_and_the_model_has_to_be_retrain
     assert states == ["completed"] * done + ["refused"] * (len(states) - done)
     causes = [shop.find(request).refusal["cause"] for request in requests[done:]]
     assert causes == ["budget-spent"] + ["retraining-required"] * (len(causes) - 1)
-    statement = statement_of(services, requests[done])
+    statement = shop.statement(requests[done])
     assert (statement["kind"], statement["cause"]) == ("refusal", "budget-spent")
     assert records.PRIVACY_LIMIT in statement["limits"]
-    assert statement_of(services, requests[-1])["cause"] == "retraining-required"
+    assert shop.statement(requests[-1])["cause"] == "retraining-required"
     account = account_of(services, model)
-    last = statement_of(services, requests[done - 1])
+    last = shop.statement(requests[done - 1])
     assert account.spent == last["privacy"]["spent"] <= account.limit_value
     assert (account.reserved, account.reserved_by) == (0.0, None)
     assert shop.revision(model) == done
@@ -186,7 +175,9 @@ def test_deletions_beyond_the_budget_are_refused_and_the_model_has_to_be_retrain
     ]
     with services.sessions() as session:
         assert registry.get(session, model).state == "retraining_required"
-        assert evidence.verify_log(session).ok
+        report = verify_log(session, store=services.store)
+        assert report.ok, report.findings
+        assert report.weights == 2  # without noise, and as delivered
 
 
 def test_objective_perturbation_holds_the_gradient_against_its_budget(services, shop, problem):
@@ -200,7 +191,7 @@ def test_objective_perturbation_holds_the_gradient_against_its_budget(services, 
     model = shop.register(guarded)
     request = shop.request(model, guarded, [3])
     run_next(services)
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert statement["privacy"]["measure"] == "residual_gradient_norm"
     assert statement["privacy"]["spent"] == bound_of(statement, "residual_gradient_norm")["value"]
     assert statement["revision_after"]["delivered"] == "weights"
@@ -259,7 +250,7 @@ def test_members_are_checked_counted_down_and_the_certificate_says_so(services, 
     model = shop.register(problem, membership=True)
     request = shop.request(model, problem, [4, 5])
     run_next(services)
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert any(
         assumption["standing"] == "computed" and "digest" in assumption["text"]
         for assumption in statement["assumptions"]
@@ -288,7 +279,7 @@ def test_a_stranger_and_one_copy_too_many_are_refused(services, shop, problem):
         pass
     for cause, request in cases.items():
         assert shop.find(request).refusal["cause"] == cause
-        assert statement_of(services, request)["cause"] == cause
+        assert shop.statement(request)["cause"] == cause
     # Both copies there are may go at once.
     assert shop.find(both).state == "completed"
 
@@ -301,7 +292,7 @@ def test_a_surrogate_gives_a_conditional_record_and_never_a_certificate(
     model = shop.register(public, statistics=False, surrogate=True)
     request = shop.request(model, public, np.arange(60), method="surrogate")
     run_next(services)
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert (statement["kind"], statement["tier"]) == ("conditional", "surrogate"), statement
     assert not any(bound["certifies"] for bound in statement["bounds"])
     assert statement["surrogate"]["declared_distance"] == distance
@@ -311,7 +302,7 @@ def test_a_surrogate_gives_a_conditional_record_and_never_a_certificate(
     # What was declared of the training set at registration says nothing of what is left of it.
     second = shop.request(model, public, np.arange(60, 120), method="surrogate")
     run_next(services)
-    statement = statement_of(services, second)
+    statement = shop.statement(second)
     assert statement["kind"] == "conditional", statement
     assert statement["surrogate"]["declared_distance"] is None
     assert "conditional on the declared distance" not in statement["verdict"]
@@ -341,7 +332,7 @@ def test_everything_is_computed_on_the_chosen_device_and_stored_from_there(
     with far_device():
         assert run_next(shop.services) is True
     np.testing.assert_allclose(shop.weights(far), shop.weights(near), rtol=0, atol=1e-12)
-    described = [statement_of(shop.services, request)["environment"] for request in requests]
+    described = [shop.statement(request)["environment"] for request in requests]
     assert [environment["device"] for environment in described] == ["cpu", "a far device"]
 
 
@@ -354,7 +345,7 @@ def test_other_methods_downdate_logistic_statistics_too_and_certify_nothing(
     request = shop.request(model, problem, rows, method=method)
     run_next(services)
     assert shop.find(request).state == "completed", shop.find(request).refusal
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert statement["kind"] in {"estimate", "conditional"}
     assert statement["disposal"]["superseded_statistics"] == "key_destroyed"
     assert statement["disposal"]["superseded_anchor"] in {"moved", "kept_as_secret"}
@@ -363,7 +354,7 @@ def test_other_methods_downdate_logistic_statistics_too_and_certify_nothing(
     more = np.setdiff1d(np.arange(len(problem.labels)), rows)[:3]
     certified = shop.request(model, problem, more)
     run_next(services)
-    found = statement_of(services, certified)
+    found = shop.statement(certified)
     assert (found["kind"], found["tier"]) == ("certificate", "certified"), found
     distance = np.linalg.norm(shop.weights(model) - problem.train_without([*rows, *more]))
     assert distance <= bound_of(found, "distance_to_retraining")["value"]

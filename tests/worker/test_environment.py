@@ -1,6 +1,10 @@
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
+
+import torch
 
 import core
 import worker
@@ -24,3 +28,25 @@ def test_the_environment_names_the_libraries_that_compute():
     described = describe_environment()
     assert {"torch", "numpy", "cvxpy"} <= described.libraries.keys()
     assert described.device == "cpu"
+
+
+def test_the_environment_counts_the_threads_that_compute_now():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert describe_environment().threads == threads
+    finally:
+        torch.set_num_threads(before)
+    assert describe_environment().cpu_capability == torch.backends.cpu.get_cpu_capability()
+
+
+def test_a_process_without_torch_says_that_none_computed_and_does_not_load_it():
+    code = (
+        "import sys; from worker.environment import describe_environment\n"
+        "found = describe_environment()\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(found.threads, found.cpu_capability)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "unknown"], done.stderr

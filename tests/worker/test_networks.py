@@ -1,16 +1,12 @@
 """Deletions from networks, as a worker does them: every tier, its record and its statistics."""
 
-import base64
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 
-from app.evidence import service as evidence
-from app.evidence.verification import verify_bundle
 from app.registry import service as registry
 from core.linearised.sketch import SketchStatistics
 from core.serialization import load_statistics
@@ -31,15 +27,6 @@ def problem():
 @pytest.fixture(scope="module")
 def sketched(problem):
     return problem.but(statistics="sketch", rank=200, error_probes=80)
-
-
-def statement_of(services, request_id):
-    """Return a request's signed statement, once it has verified."""
-    with services.sessions() as session:
-        bundle = evidence.bundle(session, evidence.find_record(session, request_id))
-    checks = verify_bundle(bundle, services.signer.public_pem())
-    assert all(check.ok for check in checks), checks
-    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
 
 
 def bound_of(statement, name):
@@ -64,7 +51,7 @@ def forget_more(shop, model, problem, rows, **options):
     assert run_next(shop.services) is True
     found = shop.find(request)
     assert found.state in {"completed", "refused"}, found.failure
-    return statement_of(shop.services, request)
+    return shop.statement(request)
 
 
 def distance(found, problem, rows):

@@ -1,28 +1,24 @@
-import base64
+import datetime
 import json
 import threading
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from app.artifacts.models import Artifact
 from app.errors import AppError, RecordNotFoundError
 from app.evidence import service as evidence
-from app.evidence.verification import verify_bundle
+from app.evidence.auditing import verify_log
+from app.registry import service as registry
+from app.unlearning import service as unlearning
 from app.unlearning.models import ForgottenSample, UnlearningJob, UnlearningRequest
 from core.errors import IllConditionedError
+from tests.reference.registered import LogisticProblem
 from worker import leases, runner
 from worker.runner import run_next
-
-
-def statement_of(services, request_id):
-    """Return a request's signed statement, once it has verified."""
-    with services.sessions() as session:
-        bundle = evidence.bundle(session, evidence.find_record(session, request_id))
-    checks = verify_bundle(bundle, services.signer.public_pem())
-    assert all(check.ok for check in checks), checks
-    return json.loads(base64.b64decode(bundle["envelope"]["payload"]))
+from worker.sweeper import clean, sweep
 
 
 def test_nothing_to_do_is_said(services):
@@ -37,7 +33,7 @@ def test_an_exact_deletion_equals_retraining_and_is_certified(services, shop, ma
     request = shop.find(request_id)
     assert request.state == "completed"
     np.testing.assert_allclose(shop.weights(model), problem.train_without([7]), rtol=0, atol=1e-10)
-    statement = statement_of(services, request_id)
+    statement = shop.statement(request_id)
     assert statement["kind"] == "certificate"
     assert statement["revision_after"]["number"] == 1
     assert statement["revision_after"]["weights_sha256"] == request.result["weights_sha256"]
@@ -58,21 +54,159 @@ def test_samples_and_superseded_artifacts_are_shredded_with_the_completion(
         assert session.get(Artifact, request.samples_artifact_id).wrapped_key is None
         assert session.query(ForgottenSample).count() == 1
     assert kept == ["holdout", "statistics", "weights"]
-    assert statement_of(services, request.id)["disposal"] == {
+    assert shop.statement(request.id)["disposal"] == {
         "forget_samples": "key_destroyed",
         "superseded_weights": "key_destroyed",
         "superseded_statistics": "key_destroyed",
         "superseded_anchor": "none",
         "release_noise": "none",
+        "kept_until": None,
     }
 
 
-def test_superseded_weights_can_be_kept_and_the_record_says_so(make_shop, make_problem):
-    shop, problem = make_shop(keep_superseded_weights=True), make_problem()
-    request = shop.request(shop.register(problem), problem, [7])
+KEPT = {
+    (0, 0): ("key_destroyed", "key_destroyed", "key_destroyed", 0),
+    (3, 0): ("kept_by_policy", "key_destroyed", "key_destroyed", 3),
+    (0, 9): ("kept_for_replay", "kept_for_replay", "kept_for_replay", 9),
+    (3, 9): ("kept_by_policy", "kept_for_replay", "kept_for_replay", 9),
+}
+# With noise, what is kept for a replay is what the noise hides, and the release is another file.
+KEPT_OF_NOISY = KEPT | {(3, 9): ("kept_for_replay", "kept_for_replay", "kept_for_replay", 9)}
+
+
+@pytest.fixture(params=["plain", "noisy"])
+def kind(request, make_problem):
+    """A model, and what its records say by the days that things are kept."""
+    if request.param == "plain":
+        return make_problem(), KEPT
+    problem = LogisticProblem.draw()
+    return problem.with_output_noise(np.arange(10), deletions=2.5), KEPT_OF_NOISY
+
+
+@pytest.mark.parametrize("days", KEPT)
+def test_the_record_says_what_was_kept_and_how_long_and_nothing_else_is(make_shop, kind, days):
+    problem, told = kind
+    shop = make_shop(superseded_weights_days=days[0], replay_days=days[1])
+    model = shop.register(problem)
+    with shop.services.sessions() as session:
+        old = registry.current_revision(session, registry.get(session, model))
+    request = shop.request(model, problem, np.arange(2))
     run_next(shop.services)
-    statement = statement_of(shop.services, request)
-    assert statement["disposal"]["superseded_weights"] == "kept_by_policy"
+    disposal = shop.statement(request)["disposal"]
+    weights, statistics, samples, longest = told[days]
+    assert disposal["superseded_weights"] == weights
+    assert disposal["superseded_statistics"] == statistics
+    assert disposal["forget_samples"] == samples
+    until = disposal["kept_until"] and datetime.datetime.fromisoformat(disposal["kept_until"])
+    with shop.services.sessions() as session:
+        ends = {}
+        for name, artifact_id in {
+            "weights": old.weights_artifact_id,
+            "release": old.release_artifact_id,
+            "statistics": old.statistics_artifact_id,
+            "samples": shop.find(request).samples_artifact_id,
+        }.items():
+            if artifact_id is not None:
+                artifact = session.get_one(Artifact, artifact_id)
+                assert (artifact.wrapped_key is None) == (artifact.retain_until is None)
+                ends[name] = artifact.retain_until
+        assert shop.find(request).wrapped_commitment_key is None
+    # What is called destroyed is; what is called kept has an end, and the record names the last.
+    noisy = old.release_artifact_id is not None
+    assert (ends["samples"] is None) == (samples == "key_destroyed")
+    assert (ends["statistics"] is None) == (statistics == "key_destroyed")
+    assert (ends["weights"] is None) == (weights != "kept_for_replay" if noisy else days == (0, 0))
+    if noisy:
+        assert (ends["release"] is None) == (days[0] == 0)
+    assert max((end for end in ends.values() if end), default=None) == until
+    if longest:
+        finished = shop.find(request).finished_at
+        assert until - finished < datetime.timedelta(days=longest, minutes=1)
+        assert until - finished > datetime.timedelta(days=longest, minutes=-1)
+
+
+def test_one_entry_of_the_log_names_every_key_that_a_deletion_destroyed(make_shop, make_problem):
+    shop, problem = make_shop(), make_problem()
+    model = shop.register(problem)
+    with shop.services.sessions() as session:
+        old = registry.current_revision(session, registry.get(session, model))
+    request = shop.request(model, problem, [7])
+    run_next(shop.services)
+    (entry,) = shop.log("artifact.keys-destroyed")
+    assert entry["subject"] == {"model_id": str(model), "request_id": str(request)}
+    assert entry["payload"]["reason"] == "request-completed"
+    assert entry["payload"]["other_keys"] == ["sample-commitment"]
+    assert {item["id"]: item["kind"] for item in entry["payload"]["artifacts"]} == {
+        str(old.weights_artifact_id): "weights",
+        str(old.statistics_artifact_id): "statistics",
+        str(shop.find(request).samples_artifact_id): "forget_samples",
+    }
+
+
+def break_off(*_arguments, **_options):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("days", [{}, {"superseded_weights_days": 1, "replay_days": 1}])
+def test_no_key_is_destroyed_without_an_entry_however_a_request_ends(
+    make_shop, make_problem, monkeypatch, days
+):
+    shop, problem = make_shop(max_attempts=1, **days), make_problem()
+    services = shop.services
+    model, bare = shop.register(problem), shop.register(problem, statistics=False)
+    ended = {"completed": shop.request(model, problem, [1])}
+    run_next(services)
+    ended["refused"] = shop.request(bare, problem, [2])
+    run_next(services)
+    ended["cancelled"] = shop.request(model, problem, [3])
+    with services.sessions.begin() as session:
+        unlearning.cancel(session, services.store, ended["cancelled"], actor="test")
+        unlearning.cancel(session, services.store, ended["cancelled"], actor="test")
+    ended["failed"] = shop.request(model, problem, [4])
+    with monkeypatch.context() as broken:
+        broken.setattr(runner, "_compute", break_off)
+        run_next(services)
+    ended["exhausted"] = shop.request(model, problem, [5])
+    shop.claim()
+    expire(services)
+    sweep(services)
+    due(services)
+    clean(services)
+    states = {name: shop.find(request).state for name, request in ended.items()}
+    assert states == {name: name for name in states} | {"exhausted": "failed"}
+    entries = shop.log("artifact.keys-destroyed")
+    logged = [item for entry in entries for item in entry["payload"]["artifacts"]]
+    with services.sessions() as session:
+        destroyed = {
+            str(artifact.id): artifact.kind
+            for artifact in session.scalars(select(Artifact))
+            if artifact.wrapped_key is None
+        }
+        forgotten = session.scalars(select(UnlearningRequest)).all()
+    # Each once, and none beside: the log is the table's double.
+    assert len(logged) == len(destroyed) == 7
+    assert {item["id"]: item["kind"] for item in logged} == destroyed
+    commitments = {
+        entry["subject"]["request_id"]
+        for entry in entries
+        if "sample-commitment" in entry["payload"]["other_keys"]
+    }
+    assert commitments == {
+        str(request.id) for request in forgotten if request.wrapped_commitment_key is None
+    }
+    assert commitments == set(map(str, ended.values()))
+    # Whatever is kept for a replay is of completed requests alone.
+    retained = [item for entry in entries for item in entry["payload"]["retained"]]
+    samples = [item["id"] for item in retained if item["kind"] == "forget_samples"]
+    assert samples == ([str(shop.find(ended["completed"]).samples_artifact_id)] if days else [])
+
+
+def due(services):
+    """Let the time of everything that is kept be over."""
+    with services.sessions.begin() as session:
+        session.query(Artifact).filter(Artifact.retain_until.is_not(None)).update(
+            {"retain_until": Artifact.created_at}
+        )
 
 
 def test_an_estimate_states_its_options_and_certifies_nothing(services, shop, make_problem):
@@ -80,7 +214,7 @@ def test_an_estimate_states_its_options_and_certifies_nothing(services, shop, ma
     model = shop.register(problem, statistics=False)
     request = shop.request(model, problem, np.arange(200), method="paper-sdp", solver="SCS")
     run_next(services)
-    statement = statement_of(services, request)
+    statement = shop.statement(request)
     assert statement["kind"] == "estimate", statement
     assert not any(bound["certifies"] for bound in statement["bounds"])
     assert statement["parameters"]["solver"] == "SCS"
@@ -96,7 +230,7 @@ def test_a_refusal_changes_nothing_and_is_signed(services, shop, make_problem):
     assert run_next(services) is True
     request = shop.find(request_id)
     assert (request.state, shop.revision(model)) == ("refused", 0)
-    statement = statement_of(services, request_id)
+    statement = shop.statement(request_id)
     assert statement["kind"] == "refusal"
     assert statement["cause"] == request.refusal["cause"] == "forget-set-too-small"
     assert statement["disposal"] == {"forget_samples": "key_destroyed"}
@@ -167,7 +301,7 @@ def test_the_last_attempt_ends_in_a_signed_failure_that_quotes_no_data(
     run_next(shop.services)
     request = shop.find(request_id)
     assert (request.state, request.attempts, shop.revision(model)) == ("failed", 2, 0)
-    statement = statement_of(shop.services, request_id)
+    statement = shop.statement(request_id)
     assert statement["kind"] == "failure"
     assert statement["cause"] == "unexpected-error"
     assert statement["detail"].startswith(told)
@@ -330,4 +464,4 @@ def test_many_workers_at_once_forget_each_sample_once(make_services, make_shop, 
         retrained = problem.train_without(np.arange(6))
         np.testing.assert_allclose(shop.weights(model), retrained, rtol=0, atol=1e-9)
     with shop.services.sessions() as session:
-        assert evidence.verify_log(session).ok
+        assert verify_log(session).ok

@@ -5,9 +5,11 @@ import time
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app.artifacts.models import ArtifactKind
+from app.artifacts import store
+from app.artifacts.models import Artifact, ArtifactKind
 from app.errors import RecordNotFoundError
 from app.evidence import service as evidence
+from app.evidence.auditing import verify_log
 from app.evidence.models import RecordKind
 from app.unlearning import service
 from app.unlearning.models import UnlearningJob, UnlearningRequest
@@ -75,7 +77,7 @@ def test_a_request_that_broke_every_worker_fails_with_a_signed_record(services, 
     with services.sessions() as session:
         record = evidence.find_record(session, request_id)
         assert record.kind == RecordKind.FAILURE
-        assert evidence.verify_log(session).ok
+        assert verify_log(session).ok
     # Sweeping on neither fails nor signs again.
     sweep(services)
     assert json.dumps(shop.find(request_id).failure) == json.dumps(request.failure)
@@ -128,7 +130,9 @@ def test_a_request_that_no_record_can_be_made_about_blocks_neither_its_model_nor
         assert evidence.find_record(session, several[1])
         with pytest.raises(RecordNotFoundError):
             evidence.find_record(session, poison.id)
-        assert evidence.verify_log(session).ok
+        # The attempts that this test wrote into the rows are all that contradicts the log.
+        found = {finding.sentence for finding in verify_log(session).findings}
+        assert found == {"Its attempts is 3, and by the log it is 1."}
     while run_next(services):
         pass
     assert shop.find(behind).state == "completed"
@@ -173,3 +177,27 @@ def test_blobs_without_a_key_are_cleaned_up(services, tmp_path):
     os.utime(blob, (0, 0))
     clean(services)
     assert not blob.exists()
+
+
+def test_what_was_kept_for_a_time_is_shredded_after_it_and_the_log_says_so(
+    make_shop, make_problem, monkeypatch
+):
+    shop, problem = make_shop(replay_days=3), make_problem()
+    monkeypatch.setattr(store, "DUE_BATCH", 2)
+    monkeypatch.setattr(sweeper, "DUE_BATCH", 2)
+    request = shop.request(shop.register(problem), problem, [1])
+    run_next(shop.services)
+    clean(shop.services)
+    with shop.services.sessions.begin() as session:
+        kept = session.query(Artifact).filter(Artifact.retain_until.is_not(None))
+        assert {artifact.kind for artifact in kept} == {"weights", "statistics", "forget_samples"}
+        assert all(artifact.wrapped_key is not None for artifact in kept)
+        kept.update({"retain_until": Artifact.created_at})
+    clean(shop.services)
+    with shop.services.sessions() as session:
+        assert all(artifact.wrapped_key is None for artifact in kept.with_session(session))
+    ended, *later = shop.log("artifact.keys-destroyed")
+    assert ended["subject"]["request_id"] == str(request)
+    assert len(ended["payload"]["retained"]) == 3
+    assert {entry["payload"]["reason"] for entry in later} == {"retention-ended"}
+    assert [len(entry["payload"]["artifacts"]) for entry in later] == [2, 1]

@@ -1,4 +1,5 @@
 import datetime
+import json
 import os
 import secrets
 import stat
@@ -10,13 +11,15 @@ from pathlib import Path
 import fsspec
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts.blobs import BlobFolder
 from app.artifacts.keys import MasterKey, MasterKeyError
 from app.artifacts.models import Artifact, ArtifactKind
-from app.artifacts.store import ArtifactStore
+from app.artifacts.store import DUE_BATCH, KEYS_DESTROYED, ArtifactStore
 from app.errors import ArtifactCorruptError, ArtifactShreddedError
+from app.evidence.models import AuditEntry
 
 SECRET = b"forget me, forget me, forget me"
 NOW = datetime.timedelta(0)
@@ -35,6 +38,20 @@ def folder(tmp_path):
 @pytest.fixture
 def store(folder, master_key):
     return ArtifactStore(folder.as_uri(), master_key)
+
+
+def shred(store, session, *artifacts):
+    with store.shredding(session, reason="test", subject={"model_id": "m"}) as shredding:
+        for artifact in artifacts:
+            shredding.shred(artifact)
+
+
+def log_of(session):
+    """Return what the log says of destroyed keys: subject and payload of each entry."""
+    bodies = map(json.loads, session.scalars(select(AuditEntry.body).order_by(AuditEntry.index)))
+    return [
+        (body["subject"], body["payload"]) for body in bodies if body["event"] == KEYS_DESTROYED
+    ]
 
 
 def files_in(folder):
@@ -58,7 +75,7 @@ def test_an_s3_like_store_holds_the_same(session, master_key):
     kept = store.put(session, ArtifactKind.WEIGHTS, SECRET)
     gone = store.put(session, ArtifactKind.WEIGHTS, SECRET)
     assert store.get(kept) == SECRET
-    store.shred(session, gone)
+    shred(store, session, gone)
     session.commit()
     files = fsspec.filesystem("memory").find(name)
     assert [Path(file).name for file in files] == [str(kept.id)]
@@ -146,7 +163,7 @@ def test_another_master_key_opens_nothing(session, store, folder):
 def test_shredding_destroys_the_key_at_once_and_the_blob_after_the_commit(session, store, folder):
     artifact = store.put(session, ArtifactKind.FORGET_SAMPLES, SECRET)
     session.commit()
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     assert len(files_in(folder)) == 1
     with pytest.raises(ArtifactShreddedError, match=str(artifact.id)):
         store.get(artifact)
@@ -156,7 +173,7 @@ def test_shredding_destroys_the_key_at_once_and_the_blob_after_the_commit(sessio
     assert artifact.wrapped_key is None
     first = artifact.shredded_at
     assert first is not None
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     session.commit()
     assert artifact.shredded_at == first
 
@@ -164,7 +181,7 @@ def test_shredding_destroys_the_key_at_once_and_the_blob_after_the_commit(sessio
 def test_a_rolled_back_shredding_never_was(session, store, folder):
     artifact = store.put(session, ArtifactKind.WEIGHTS, SECRET)
     session.commit()
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     session.rollback()
     session.refresh(artifact)
     session.commit()
@@ -177,7 +194,7 @@ def test_a_shredding_in_a_savepoint_that_is_rolled_back_never_was(session, store
     session.commit()
     outer = session.begin_nested()
     inner = session.begin_nested()
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     inner.commit()
     assert len(files_in(folder)) == 1
     outer.rollback()
@@ -194,7 +211,7 @@ def test_a_blob_that_cannot_be_removed_does_not_fail_the_committed_work(
     (file,) = files_in(folder)
     file.unlink()
     file.mkdir()  # Where a file should be, so that removing it is an error for root, too.
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     session.commit()
     session.refresh(artifact)
     assert artifact.wrapped_key is None
@@ -219,7 +236,7 @@ def test_a_process_that_died_before_removing_its_blob_is_swept_up_after(session,
     session.commit()
     blob = files_in(folder)[0]
     content = blob.read_bytes()
-    store.shred(session, artifact)
+    shred(store, session, artifact)
     session.commit()
     blob.write_bytes(content)
     blob.with_name(f".{artifact.id}.partial").write_bytes(b"half")
@@ -260,10 +277,10 @@ def test_one_session_may_shred_many(session, store, folder):
     artifacts = [store.put(session, ArtifactKind.WEIGHTS, SECRET) for _ in range(3)]
     session.commit()
     for artifact in artifacts[:2]:
-        store.shred(session, artifact)
+        shred(store, session, artifact)
     session.commit()
     assert [file.name for file in files_in(folder)] == [str(artifacts[2].id)]
-    store.shred(session, artifacts[2])
+    shred(store, session, artifacts[2])
     session.commit()
     assert files_in(folder) == []
 
@@ -314,10 +331,115 @@ def test_many_threads_store_and_shred_side_by_side(fresh_engine, store, folder):
             kept = store.put(session, ArtifactKind.WEIGHTS, content)
             gone = store.put(session, ArtifactKind.STATISTICS, content)
             session.commit()
-            store.shred(session, gone)
+            shred(store, session, gone)
             session.commit()
             return store.get(kept) == content
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(40)))
     assert len(files_in(folder)) == 40
+
+
+def test_the_log_names_what_one_occasion_destroyed_and_kept(session, store):
+    gone, late, kept = (
+        store.put(session, kind, SECRET)
+        for kind in (ArtifactKind.FORGET_SAMPLES, ArtifactKind.WEIGHTS, ArtifactKind.STATISTICS)
+    )
+    until = datetime.datetime(2030, 1, 2, tzinfo=datetime.UTC)
+    subject = {"request_id": "r"}
+    with store.shredding(session, reason="request-completed", subject=subject) as shredding:
+        shredding.note_key("sample-commitment")
+        shredding.dispose(gone, None)
+        shredding.dispose(late, None)
+        shredding.dispose(kept, until)
+    assert log_of(session) == [
+        (
+            subject,
+            {
+                "reason": "request-completed",
+                "artifacts": [
+                    {"id": str(gone.id), "kind": "forget_samples"},
+                    {"id": str(late.id), "kind": "weights"},
+                ],
+                "other_keys": ["sample-commitment"],
+                "retained": [
+                    {
+                        "id": str(kept.id),
+                        "kind": "statistics",
+                        "until": "2030-01-02T00:00:00+00:00",
+                    }
+                ],
+            },
+        )
+    ]
+    assert store.get(kept) == SECRET
+
+
+def test_nothing_destroyed_is_nothing_logged(session, store):
+    artifact = store.put(session, ArtifactKind.WEIGHTS, SECRET)
+    shred(store, session, artifact)
+    shred(store, session, artifact)
+    shred(store, session)
+    assert len(log_of(session)) == 1
+
+
+def test_an_error_on_the_way_logs_nothing_and_destroys_nothing(session, store):
+    artifact = store.put(session, ArtifactKind.WEIGHTS, SECRET)
+    session.commit()
+
+    def fail():
+        with store.shredding(session, reason="request-completed", subject={}) as shredding:
+            shredding.shred(artifact)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fail()
+    assert log_of(session) == []
+    session.rollback()
+    session.refresh(artifact)
+    assert store.get(artifact) == SECRET
+
+
+def test_what_is_due_is_shredded_and_logged_and_nothing_else(session, store):
+    artifacts = [store.put(session, ArtifactKind.WEIGHTS, SECRET) for _ in range(3)]
+    now = session.scalar(select(func.clock_timestamp()))
+    subject = {"request_id": "r"}
+    with store.shredding(session, reason="request-completed", subject=subject) as shredding:
+        shredding.retain(artifacts[0], now - datetime.timedelta(seconds=1))
+        shredding.retain(artifacts[1], now + datetime.timedelta(hours=1))
+    assert store.shred_due(session) == 1
+    assert [artifact.wrapped_key is None for artifact in artifacts] == [True, False, False]
+    assert log_of(session)[1:] == [
+        (
+            {},
+            {
+                "reason": "retention-ended",
+                "artifacts": [{"id": str(artifacts[0].id), "kind": "weights"}],
+                "other_keys": [],
+                "retained": [],
+            },
+        )
+    ]
+    assert store.shred_due(session) == 0
+    assert len(log_of(session)) == 2
+
+
+def test_sweepers_side_by_side_shred_and_log_each_artifact_once(fresh_engine, store):
+    with Session(fresh_engine) as session:
+        past = session.scalar(select(func.clock_timestamp()))
+        for _ in range(DUE_BATCH + 10):
+            store.put(session, ArtifactKind.WEIGHTS, b"").retain_until = past
+        session.commit()
+
+    def sweep(_):
+        found = 0
+        for _ in range(4):
+            with Session(fresh_engine) as session, session.begin():
+                found += store.shred_due(session)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(sweep, range(3))) == DUE_BATCH + 10
+    with Session(fresh_engine) as session:
+        logged = [item["id"] for _, payload in log_of(session) for item in payload["artifacts"]]
+        assert sorted(logged) == sorted(map(str, session.scalars(select(Artifact.id))))

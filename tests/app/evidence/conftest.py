@@ -1,19 +1,23 @@
 """Rows, statements and keys that the evidence tests share."""
 
 import copy
+import datetime
 import importlib.util
 import secrets
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import func, select
+from sqlalchemy.orm import sessionmaker
 
 from app.artifacts.models import Artifact
 from app.db import new_id
-from app.evidence import service
+from app.evidence import _parts, service
 from app.evidence._fields import write_time
 from app.evidence.canonical import sha256_hex
+from app.evidence.checkpoints import Notary
 from app.evidence.models import RecordKind
 from app.evidence.schemas import (
     CERTIFICATE_VERDICTS,
@@ -26,7 +30,7 @@ from app.evidence.schemas import (
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
 )
-from app.evidence.signing import Signer
+from app.evidence.signing import CheckpointSigner, Signer
 from app.registry.models import Model
 from app.unlearning.models import UnlearningRequest
 from core.vocabulary import Mechanism, Tier
@@ -88,6 +92,15 @@ def signer():
     return Signer(Ed25519PrivateKey.generate())
 
 
+@pytest.fixture
+def notary(session):
+    """What signs checkpoints of the test's own log, inside its transaction."""
+    sessions = sessionmaker(
+        session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
+    )
+    return Notary(sessions, CheckpointSigner(Ed25519PrivateKey.generate()), ORIGIN)
+
+
 @pytest.fixture(scope="session")
 def reference():
     """The independent verifier; tests are no package, so it is loaded by its path."""
@@ -141,8 +154,12 @@ def add_request(session, sort="certificate", n_forget=3):
 
 
 def write_statement(session, request, sort="certificate"):
-    """Return a statement as the worker writes it, spelled out by hand."""
-    finished = session.scalar(select(func.clock_timestamp()))
+    """Return a statement about a request as the worker writes it."""
+    return spell_out(request, session.scalar(select(func.clock_timestamp())), sort)
+
+
+def spell_out(request, finished, sort):
+    """Return a statement about a request, spelled out by hand."""
     kind, logistic = SORTS[sort], sort in LOGISTIC
     stored = sha256_hex(b"statistics") if kind == "certificate" else None
     before = {
@@ -153,7 +170,7 @@ def write_statement(session, request, sort="certificate"):
         "statistics_sha256": stored,
     }
     statement = {
-        "version": "lethe.record/v2",
+        "version": "lethe.record/v3",
         "kind": kind,
         "verdict": VERDICTS[sort],
         "id": str(new_id()),
@@ -163,6 +180,12 @@ def write_statement(session, request, sort="certificate"):
             "id": str(request.id),
             "n_forget": request.sample_count,
             "sample_commitment": request.sample_commitment,
+            "legal_ground": "art-17-1-b",
+        },
+        "lineage": {
+            "registered_weights_sha256": sha256_hex(b"the registered weights"),
+            "deletions": 4,
+            "previous_statement_sha256": sha256_hex(b"the record of the fourth deletion"),
         },
         "model": {
             "id": str(request.model_id),
@@ -187,6 +210,8 @@ def write_statement(session, request, sort="certificate"):
             "python_version": "3.11.7",
             "libraries": {"torch": "2.13.0"},
             "device": "cpu",
+            "threads": 2,
+            "cpu_capability": "AVX2",
         },
         "scope": {
             "covered": "the 64 × 10 weights of the linear head",
@@ -304,13 +329,31 @@ def _outcome(sort, before, n_forget):
             "superseded_statistics": "key_destroyed" if certifies else "none_stored",
             "superseded_anchor": "moved" if sort in ANCHORED else "none",
             "release_noise": "never_recorded" if sort == "output" else "none",
+            "kept_until": None,
         },
     }
 
 
+def as_version_2(statement):
+    """Return a statement as it was signed before records were in-toto statements."""
+    old = copy.deepcopy(statement)
+    old |= {"version": "lethe.record/v2", "how_to_verify": _parts.HOW_TO_VERIFY}
+    words = [text for text in statement["limits"] if text not in STANDARD_LIMITS]
+    old["limits"] = [*_parts.STANDARD_LIMITS, *words]
+    for place, name in (
+        ("request", "legal_ground"),
+        ("environment", "threads"),
+        ("environment", "cpu_capability"),
+        ("disposal", "kept_until"),
+    ):
+        old[place].pop(name, None)
+    del old["lineage"]
+    return old
+
+
 def as_version_1(statement):
     """Return an exact certificate, estimate, refusal or failure as release 0.1 signed it."""
-    old = copy.deepcopy(statement)
+    old = as_version_2(statement)
     old["version"] = "lethe.record/v1"
     for revision in ("revision_before", "revision_after"):
         old.get(revision, {}).pop("delivered", None)
@@ -327,8 +370,33 @@ def as_version_1(statement):
 
 
 @pytest.fixture(scope="session")
+def version_2():
+    return as_version_2
+
+
+@pytest.fixture(scope="session")
 def version_1():
     return as_version_1
+
+
+@pytest.fixture(scope="session")
+def statement_of():
+    """Statements about a request that no database knows."""
+
+    def make(sort):
+        received = datetime.datetime(2026, 11, 23, 6, 54, tzinfo=datetime.UTC)
+        request = SimpleNamespace(
+            id=new_id(),
+            model_id=new_id(),
+            method=METHODS[sort],
+            sample_count=3,
+            sample_commitment=secrets.token_hex(32),
+            created_at=received,
+            started_at=received + datetime.timedelta(seconds=1),
+        )
+        return spell_out(request, received + datetime.timedelta(seconds=2), sort)
+
+    return make
 
 
 @pytest.fixture
@@ -347,7 +415,6 @@ def issue_record(session, signer, sort):
     return service.issue_record(
         session,
         signer,
-        "tests.lethe/audit",
         kind=RecordKind(SORTS[sort]),
         request=request,
         statement=write_statement(session, request, sort),

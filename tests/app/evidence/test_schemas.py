@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import pytest
 from pydantic import ValidationError
 
+from app.evidence import _parts
 from app.evidence.canonical import canonical_json
+from app.evidence.intoto import wrap
 from app.evidence.schemas import (
     CERTIFICATE_VERDICTS,
+    KEPT_LIMIT,
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
     UNDECLARED_VERDICT,
@@ -16,8 +19,10 @@ from app.evidence.schemas import (
     EstimateStatement,
     TimesStatement,
 )
+from app.evidence.schemas import STATEMENT_TYPE as V3
 from app.evidence.schemas_v1 import STATEMENT_TYPE as V1
-from app.evidence.statements import read_record, write_document
+from app.evidence.schemas_v2 import STATEMENT_TYPE as V2
+from app.evidence.statements import RECORD_TYPES, read_record, write_document, write_record
 from core.vocabulary import Mechanism, Standing, Tier
 
 SORTS = [
@@ -49,23 +54,35 @@ def change(statement, path, value):
     return changed
 
 
-@pytest.fixture
-def statement_of(session, new_request, new_statement):
-    def make(kind):
-        return new_statement(session, new_request(session, kind), kind)
+def document(statement, version=V3):
+    """Return what is signed: from version 3 on, the statement is an in-toto predicate."""
+    return wrap(statement) if version == V3 else statement
 
-    return make
+
+def agreed(reference, statement, version=V3):
+    """Return the record that is read, having made sure that the second verifier takes it too."""
+    payload = canonical_json(document(statement, version))
+    reference.check_statement(reference.read(payload), version)
+    return read_record(payload, version)
+
+
+def both_refuse(reference, statement, words=r".", other_words=r".", version=V3):
+    payload = canonical_json(document(statement, version))
+    with pytest.raises(ValueError, match=words):
+        read_record(payload, version)
+    with pytest.raises(reference.BadBundleError, match=other_words):
+        reference.check_statement(reference.read(payload), version)
 
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_a_statement_of_each_sort_is_read_back_as_the_bytes_it_came_from(
     statement_of, reference, sort
 ):
-    payload = canonical_json(statement_of(sort))
-    statement = read_record(payload)
-    reference.check_statement(reference.read(payload))
-    assert statement.kind == KINDS.get(sort, sort)
-    assert write_document(statement) == payload
+    statement = statement_of(sort)
+    record = agreed(reference, statement)
+    assert record.kind == KINDS.get(sort, sort)
+    assert write_document(record) == canonical_json(statement)
+    assert write_record(record) == write_record(statement) == canonical_json(wrap(statement))
 
 
 VERDICT_OF_EXACT = CERTIFICATE_VERDICTS[Tier.EXACT, None]
@@ -106,7 +123,7 @@ OVERCLAIMS = [
     ("certificate", "request.subject", "somebody"),
     ("certificate", "times.started", "2100-01-01T00:00:00.000000Z"),
     ("certificate", "version", "lethe.record/v1"),
-    ("certificate", "version", "lethe.record/v3"),
+    ("certificate", "version", "lethe.record/v4"),
     ("certificate", "tier", "certified"),
     ("certificate", "bounds.0.name", "residual_gradient_norm_literature"),
     ("certificate", "bounds.2.name", "published_theorem_1"),
@@ -198,17 +215,49 @@ OVERCLAIMS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "path", "value"), OVERCLAIMS)
+# What version 3 has learnt to say, and may not say wrongly.
+OVERCLAIMS_OF_VERSION_3 = [
+    ("certificate", "version", "lethe.record/v2"),
+    ("certificate", "request.legal_ground", "art-17-1-g"),
+    ("certificate", "request.legal_ground", ...),
+    ("certificate", "environment.threads", -1),
+    ("certificate", "environment.threads", ...),
+    ("certificate", "environment.cpu_capability", ""),
+    # The lineage: one revision a deletion, and one record a revision.
+    ("certificate", "lineage", ...),
+    ("certificate", "lineage.deletions", 3),
+    ("certificate", "lineage.previous_statement_sha256", None),
+    ("certificate", "lineage.registered_weights_sha256", None),
+    ("refusal", "lineage", ...),
+    ("refusal", "lineage.deletions", 5),
+    # What is kept is said to be kept, and until when.
+    ("certificate", "disposal.forget_samples", "kept_for_replay"),
+    ("certificate", "disposal.superseded_weights", "kept_by_policy"),
+    ("certificate", "disposal.superseded_statistics", "kept_for_replay"),
+    ("certificate", "disposal.kept_until", "2026-12-01T00:00:00.000000Z"),
+    ("certificate", "disposal.kept_until", ...),
+    ("certificate", "limits", [*STANDARD_LIMITS, KEPT_LIMIT]),
+    ("certificate", "limits", list(_parts.STANDARD_LIMITS)),
+    ("certificate", "how_to_verify", _parts.HOW_TO_VERIFY),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "value"), [*OVERCLAIMS, *OVERCLAIMS_OF_VERSION_3])
 def test_both_verifiers_refuse_what_claims_too_much_or_contradicts_itself(
     statement_of, reference, kind, path, value
 ):
     statement = statement_of(kind)
-    reference.check_statement(reference.read(canonical_json(statement)))
-    forged = canonical_json(change(statement, path, value))
+    agreed(reference, statement)
+    forged = change(statement, path, value)
+    both_refuse(reference, forged)
     with pytest.raises(ValueError, match=r"."):
-        read_record(forged)
-    with pytest.raises(reference.BadBundleError):
-        reference.check_statement(reference.read(forged))
+        write_record(forged)
+
+
+@pytest.mark.parametrize("case", OVERCLAIMS)
+def test_both_verifiers_refuse_the_same_of_version_2(statement_of, reference, version_2, case):
+    kind, path, value = case
+    both_refuse(reference, change(version_2(statement_of(kind)), path, value), version=V2)
 
 
 def test_a_certificate_needs_statistics_even_where_everything_else_agrees(statement_of, reference):
@@ -219,10 +268,7 @@ def test_a_certificate_needs_statistics_even_where_everything_else_agrees(statem
         ("disposal.superseded_statistics", "none_stored"),
     ):
         forged = change(forged, path, value)
-    with pytest.raises(ValidationError, match="stored statistics"):
-        read_record(canonical_json(forged))
-    with pytest.raises(reference.BadBundleError, match="without statistics"):
-        reference.check_statement(forged)
+    both_refuse(reference, forged, "stored statistics", "without statistics")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -292,14 +338,14 @@ def test_times_without_a_zone_are_refused_and_others_become_utc():
         lambda payload: payload.replace(b'"accuracy":0.9', b'"accuracy":0.90'),
         lambda payload: payload.replace(b",", b", ", 1),
         lambda payload: payload + b"\n",
-        lambda payload: payload.replace(b'{"assumptions"', b'{"tier":"exact","assumptions"', 1),
+        lambda payload: payload.replace(b'"predicate":{', b'"predicate":{"tier":"exact",', 1),
         lambda payload: (
             payload.replace(b".000000Z", b"Z") if b".000000Z" in payload else payload + b" "
         ),
     ],
 )
 def test_another_spelling_of_the_same_statement_is_refused(statement_of, rewrite):
-    payload = canonical_json(statement_of("certificate"))
+    payload = write_record(statement_of("certificate"))
     assert rewrite(payload) != payload
     with pytest.raises(ValueError, match=r"."):
         read_record(rewrite(payload))
@@ -314,10 +360,7 @@ def test_an_exact_step_with_objective_perturbation_cannot_be_certified(statement
         ("disposal.superseded_anchor", "none"),
     ):
         forged = change(forged, path, value)
-    with pytest.raises(ValidationError, match="verdict"):
-        read_record(canonical_json(forged))
-    with pytest.raises(reference.BadBundleError, match="loses b"):
-        reference.check_statement(forged)
+    both_refuse(reference, forged, "verdict", "loses b")
 
 
 def test_an_exact_step_with_output_perturbation_says_of_which_weights_it_speaks(
@@ -332,25 +375,20 @@ def test_an_exact_step_with_output_perturbation_says_of_which_weights_it_speaks(
         ("verdict", CERTIFICATE_VERDICTS[Tier.EXACT, Mechanism.OUTPUT]),
     ):
         statement = change(statement, path, value)
-    reference.check_statement(statement)
-    assert "weights before noise" in read_record(canonical_json(statement)).verdict
+    assert "weights before noise" in agreed(reference, statement).verdict
 
 
 def test_a_kept_anchor_is_said_to_be_inside_the_statistics(statement_of, reference):
     statement = change(statement_of("certified"), "parameters.anchor", "keep")
     statement = change(statement, "disposal.superseded_anchor", "kept_as_secret")
-    reference.check_statement(statement)
-    assert read_record(canonical_json(statement)).disposal.superseded_anchor == "kept_as_secret"
+    assert agreed(reference, statement).disposal.superseded_anchor == "kept_as_secret"
 
 
 def test_no_guarantee_with_noise_rests_on_a_sketch(statement_of, reference):
     forged = statement_of("output")
     for path, value in (("method", "stored-sketch"), ("model.loss", "squared")):
         forged = change(forged, path, value)
-    with pytest.raises(ValidationError, match="probability"):
-        read_record(canonical_json(forged))
-    with pytest.raises(reference.BadBundleError, match="probability"):
-        reference.check_statement(forged)
+    both_refuse(reference, forged, "probability", "probability")
 
 
 @pytest.mark.parametrize("anchor", ["moved", "kept_as_secret", "none"])
@@ -364,30 +402,43 @@ def test_an_estimate_says_what_became_of_the_anchor_of_a_sketch(statement_of, re
         ("disposal.superseded_anchor", anchor),
     ):
         statement = change(statement, path, value)
-    reference.check_statement(statement)
-    assert read_record(canonical_json(statement)).disposal.superseded_anchor == anchor
+    assert agreed(reference, statement).disposal.superseded_anchor == anchor
 
 
 def test_a_surrogate_without_a_declared_distance_promises_nothing(statement_of, reference):
     statement = change(statement_of("conditional"), "surrogate.declared_distance", None)
     statement = change(statement, "verdict", UNDECLARED_VERDICT)
-    reference.check_statement(statement)
-    assert "not guaranteed" in read_record(canonical_json(statement)).verdict
+    assert "not guaranteed" in agreed(reference, statement).verdict
 
 
 @pytest.mark.parametrize("kind", ["certificate", "estimate", "refusal", "failure"])
 def test_a_statement_of_version_1_keeps_its_meaning(statement_of, reference, version_1, kind):
     old = version_1(statement_of(kind))
-    payload = canonical_json(old)
-    reference.check_statement(old, V1)
-    assert write_document(read_record(payload, V1)) == payload
-    # Neither version passes as the other.
-    with pytest.raises(ValidationError):
-        read_record(payload)
-    with pytest.raises(reference.BadBundleError):
-        reference.check_statement(old)
-    with pytest.raises(ValidationError):
-        read_record(canonical_json(statement_of(kind)), V1)
+    assert write_document(agreed(reference, old, V1)) == canonical_json(old)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_statement_of_version_2_keeps_its_meaning(statement_of, reference, version_2, sort):
+    old = version_2(statement_of(sort))
+    assert write_document(agreed(reference, old, V2)) == canonical_json(old)
+
+
+@pytest.mark.parametrize("sort", ["certificate", "estimate", "refusal", "failure"])
+def test_no_version_passes_as_another(statement_of, reference, version_1, version_2, sort):
+    statement = statement_of(sort)
+    payloads = {
+        V1: canonical_json(version_1(statement)),
+        V2: canonical_json(version_2(statement)),
+        V3: write_record(statement),
+    }
+    assert set(payloads) == set(RECORD_TYPES)
+    for version, payload in payloads.items():
+        assert read_record(payload, version).kind == sort
+        for other in payloads.keys() - {version}:
+            with pytest.raises(ValueError, match=r"."):
+                read_record(payload, other)
+            with pytest.raises(reference.BadBundleError):
+                reference.check_statement(reference.read(payload), other)
 
 
 @pytest.mark.parametrize(
@@ -403,8 +454,68 @@ def test_a_statement_of_version_1_keeps_its_meaning(statement_of, reference, ver
 )
 def test_version_1_has_not_learnt_the_words_of_version_2(statement_of, reference, version_1, case):
     kind, path, value = case
-    forged = change(version_1(statement_of(kind)), path, value)
-    with pytest.raises(ValueError, match=r"."):
-        read_record(canonical_json(forged), V1)
-    with pytest.raises(reference.BadBundleError):
-        reference.check_statement(forged, V1)
+    both_refuse(reference, change(version_1(statement_of(kind)), path, value), version=V1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("certificate", "disposal.superseded_statistics", "kept_for_replay"),
+        ("certificate", "disposal.superseded_weights", "kept_for_replay"),
+        ("certificate", "disposal.kept_until", None),
+        ("certificate", "request.legal_ground", None),
+        ("refusal", "environment.threads", 1),
+        ("certificate", "limits", list(STANDARD_LIMITS)),
+        ("failure", "version", "lethe.record/v3"),
+    ],
+)
+def test_version_2_has_not_learnt_the_words_of_version_3(statement_of, reference, version_2, case):
+    kind, path, value = case
+    both_refuse(reference, change(version_2(statement_of(kind)), path, value), version=V2)
+
+
+UNTIL = "2026-12-23T06:54:00.000000Z"
+KEPT = [
+    ("forget_samples", "kept_for_replay"),
+    ("superseded_weights", "kept_for_replay"),
+    ("superseded_weights", "kept_by_policy"),
+    ("superseded_statistics", "kept_for_replay"),
+]
+
+
+@pytest.mark.parametrize(("what", "fate"), KEPT)
+def test_what_is_kept_is_said_with_its_end_and_admitted_as_a_limit(
+    statement_of, reference, what, fate
+):
+    statement = change(statement_of("certificate"), f"disposal.{what}", fate)
+    statement = change(statement, "disposal.kept_until", UNTIL)
+    both_refuse(reference, statement, "KEPT_LIMIT")
+    statement = change(statement, "limits", [*STANDARD_LIMITS, KEPT_LIMIT])
+    assert agreed(reference, statement).disposal.keeps_something
+    both_refuse(reference, change(statement, "disposal.kept_until", None), "kept_until")
+    past = change(statement, "disposal.kept_until", statement["times"]["finished"])
+    both_refuse(reference, past, "had passed")
+
+
+def test_the_first_deletion_follows_the_registered_weights_and_no_record(statement_of, reference):
+    statement = statement_of("estimate")
+    registered = statement["revision_before"]["weights_sha256"]
+    for path, value in (
+        ("revision_before.number", 0),
+        ("revision_after.number", 1),
+        ("lineage.deletions", 0),
+        ("lineage.previous_statement_sha256", None),
+        ("lineage.registered_weights_sha256", registered),
+    ):
+        statement = change(statement, path, value)
+    assert agreed(reference, statement).lineage.previous_statement_sha256 is None
+    other = change(statement, "lineage.registered_weights_sha256", "0" * 64)
+    both_refuse(reference, other, "other weights")
+    claimed = change(statement, "lineage.previous_statement_sha256", "0" * 64)
+    both_refuse(reference, claimed, "revision 0")
+
+
+@pytest.mark.parametrize("ground", [f"art-17-1-{letter}" for letter in "abcdef"] + [None])
+def test_the_controllers_ground_is_copied(statement_of, reference, ground):
+    statement = change(statement_of("refusal"), "request.legal_ground", ground)
+    assert agreed(reference, statement).request.legal_ground == ground

@@ -5,7 +5,7 @@ import logging
 import pytest
 import structlog
 
-from app.logging import configure_logging
+from app.logging import configure_logging, never_print_locals
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def log_lines():
     for name, disabled in switched.items():
         logging.getLogger(name).disabled = disabled
     structlog.reset_defaults()
+    never_print_locals()
 
 
 def test_every_answer_carries_a_request_id_and_its_log_line_too(api, log_lines):

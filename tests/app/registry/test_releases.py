@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from app.artifacts.models import Artifact
+from app.artifacts.retention import Deadlines
 from app.errors import ArtifactShreddedError, WeightsPurgedError
 from app.jobs import JobQueue
 from app.registry import service
@@ -51,20 +52,24 @@ def ask(session, services, model, trained):
     )
 
 
-def extend(session, services, model, request, *, release=b"noisy", keep=False):
-    return service.add_revision(
-        session,
-        services.store,
-        model,
-        expected_revision=0,
-        n_samples=39,
-        gradient_norm_bound=0.0,
-        weights=b"secret",
-        statistics=b"statistics",
-        request_id=request.id,
-        keep_superseded_weights=keep,
-        release=release,
-    )
+def extend(session, services, model, request, *, release=b"noisy", **kept):
+    """Extend a model's chain; `kept` are days, of downloads or of a replay."""
+    settings = services.settings.model_copy(update=kept)
+    with unlearning.ending(session, services.store, request) as shredding:
+        return service.add_revision(
+            session,
+            services.store,
+            model,
+            expected_revision=0,
+            n_samples=39,
+            gradient_norm_bound=0.0,
+            weights=b"secret",
+            statistics=b"statistics",
+            request_id=request.id,
+            shredding=shredding,
+            deadlines=Deadlines.of(session, settings),
+            release=release,
+        )
 
 
 def download(api, model, number=0):
@@ -164,13 +169,29 @@ def test_what_was_kept_is_the_old_release_and_never_what_it_hides(
     first = download(api, registered, 0).content
     before = service.current_revision(session, registered)
     request = ask(session, services, registered, trained)
-    extend(session, services, registered, request, keep=True)
+    extend(session, services, registered, request, superseded_weights_days=1)
     session.commit()
     assert download(api, registered, 0).content == first
     with pytest.raises(WeightsPurgedError):
         service.load_weights(session, services.store, before)
     with pytest.raises(ArtifactShreddedError):
         service.load_statistics(session, services.store, before)
+
+
+def test_what_a_replay_keeps_is_what_the_release_hid_and_nobody_may_download_either(
+    api, registered, services, session, trained
+):
+    before = service.current_revision(session, registered)
+    secret = service.load_weights(session, services.store, before)
+    extend(
+        session, services, registered, ask(session, services, registered, trained), replay_days=1
+    )
+    session.commit()
+    assert service.load_weights(session, services.store, before) == secret
+    assert service.load_statistics(session, services.store, before)
+    assert download(api, registered, 0).status_code == 410
+    with pytest.raises(WeightsPurgedError):
+        service.load_release(session, services.store, before)
 
 
 def test_a_release_is_given_exactly_when_there_is_noise(

@@ -91,6 +91,15 @@ def test_an_unknown_model_or_revision_is_not_found(api, model_id):
 
 
 def test_reading_needs_the_scope_to_read(api, make_token, model_id):
-    writer = api.with_token(make_token(Scope.MODELS_WRITE))
-    for path in ("", f"/{model_id}", f"/{model_id}/revisions", f"/{model_id}/revisions/0/weights"):
+    writer = api.with_token(make_token(Scope.MODELS_WRITE, Scope.WEIGHTS_READ))
+    for path in ("", f"/{model_id}", f"/{model_id}/revisions"):
         assert writer.get(f"/v1/models{path}").status_code == 403
+
+
+def test_weights_need_a_scope_of_their_own(api, make_token, model_id):
+    path = f"/v1/models/{model_id}/revisions/0/weights"
+    others = [scope for scope in Scope if scope not in {Scope.WEIGHTS_READ, Scope.ADMIN}]
+    refused = api.with_token(make_token(*others)).get(path)
+    assert refused.status_code == 403
+    assert "weights:read" in refused.json()["remedy"]
+    assert api.with_token(make_token(Scope.WEIGHTS_READ)).get(path).status_code == 200

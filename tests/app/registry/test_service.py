@@ -1,3 +1,4 @@
+import datetime
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -5,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import safetensors.numpy
-from sqlalchemy import select
+from pydantic import ValidationError
+from sqlalchemy import func, select
 
 from app.artifacts.keys import MasterKey
+from app.artifacts.models import Artifact
+from app.artifacts.retention import Deadlines
 from app.artifacts.store import ArtifactStore
 from app.db import make_sessions
 from app.errors import (
@@ -52,19 +56,38 @@ def ask(session, parts, trained, model):
     )
 
 
-def extend(session, store, model, request, *, expected=0, keep=False, statistics=b"new statistics"):
-    return service.add_revision(
-        session,
-        store,
-        model,
-        expected_revision=expected,
-        n_samples=39,
-        gradient_norm_bound=0.25,
-        weights=b"new weights",
-        statistics=statistics,
-        request_id=request.id,
-        keep_superseded_weights=keep,
-    )
+NOTHING_KEPT = Deadlines(downloads=None, replay=None)
+
+
+def extend(
+    session,
+    store,
+    model,
+    request,
+    *,
+    expected=0,
+    deadlines=NOTHING_KEPT,
+    statistics=b"new statistics",
+):
+    with unlearning.ending(session, store, request) as shredding:
+        return service.add_revision(
+            session,
+            store,
+            model,
+            expected_revision=expected,
+            n_samples=39,
+            gradient_norm_bound=0.25,
+            weights=b"new weights",
+            statistics=statistics,
+            request_id=request.id,
+            shredding=shredding,
+            deadlines=deadlines,
+        )
+
+
+def later(session, **span):
+    """Return a time from now, by the database's clock; a negative span is one that has passed."""
+    return session.scalar(select(func.clock_timestamp())) + datetime.timedelta(**span)
 
 
 @pytest.fixture
@@ -116,14 +139,71 @@ def test_a_revision_supersedes_the_one_before_and_shreds_it(session, parts, mode
         service.load_statistics(session, store, old)
 
 
-def test_superseded_weights_can_be_kept_but_never_statistics(session, parts, model, request_row):
+def test_superseded_weights_can_be_kept_without_the_statistics(session, parts, model, request_row):
     store = parts[0]
     old = service.current_revision(session, model)
     before = service.load_weights(session, store, old)
-    extend(session, store, model, request_row, keep=True)
-    assert service.load_weights(session, store, old) == before
+    until = later(session, days=3)
+    extend(session, store, model, request_row, deadlines=Deadlines(downloads=until, replay=None))
+    assert service.download_weights(session, store, old, actor="test") == before
+    assert session.get_one(Artifact, old.weights_artifact_id).retain_until == until
     with pytest.raises(ArtifactShreddedError):
         service.load_statistics(session, store, old)
+
+
+def test_what_a_replay_needs_is_kept_and_never_served(session, parts, model, request_row):
+    store = parts[0]
+    old = service.current_revision(session, model)
+    before = service.load_weights(session, store, old)
+    until = later(session, days=3)
+    extend(session, store, model, request_row, deadlines=Deadlines(downloads=None, replay=until))
+    assert service.load_weights(session, store, old) == before
+    assert service.load_statistics(session, store, old) is not None
+    for artifact in (old.weights_artifact_id, old.statistics_artifact_id):
+        assert session.get_one(Artifact, artifact).retain_until == until
+    with pytest.raises(WeightsPurgedError, match="not been served since"):
+        service.download_weights(session, store, old, actor="test")
+
+
+def test_weights_are_served_no_longer_than_their_time_though_a_replay_has_them_for_longer(
+    api, model_id, session, parts, trained
+):
+    store, model = parts[0], service.get(session, uuid.UUID(model_id))
+    old = service.current_revision(session, model)
+    deadlines = Deadlines(downloads=later(session, days=1), replay=later(session, days=9))
+    extend(session, store, model, ask(session, parts, trained, model), deadlines=deadlines)
+    session.commit()
+    assert session.get_one(Artifact, old.weights_artifact_id).retain_until == deadlines.replay
+    path = f"/v1/models/{model_id}/revisions"
+    assert api.get(f"{path}/0/weights").status_code == 200
+    old.served_until = later(session, seconds=-1)
+    session.commit()
+    answer = api.get(f"{path}/0/weights")
+    assert (answer.status_code, answer.json()["type"]) == (
+        410,
+        "urn:lethe:problem:weights-purged",
+    )
+    shown = [item["weights_available"] for item in api.get(path).json()["items"]]
+    assert shown == [True, False]
+    assert service.load_weights(session, store, old)
+
+
+def test_deadlines_are_the_settings_days_from_now_and_none_without(session, settings):
+    assert Deadlines.of(session, settings) == Deadlines(downloads=None, replay=None)
+    days = {"superseded_weights_days": 2, "replay_days": 30}
+    found = Deadlines.of(session, settings.model_copy(update=days))
+    assert found.replay - found.downloads == datetime.timedelta(days=28)
+    assert found.last == found.replay
+    assert later(session, days=2) - found.downloads < datetime.timedelta(minutes=1)
+
+
+def test_days_are_counted_from_zero_and_what_they_replaced_is_refused(make_settings, database_url):
+    for name in ("superseded_weights_days", "replay_days"):
+        with pytest.raises(ValidationError, match=name):
+            make_settings(database_url=database_url, **{name: -1})
+    assert make_settings(database_url=database_url, keep_superseded_weights=False)
+    with pytest.raises(ValidationError, match="SUPERSEDED_WEIGHTS_DAYS"):
+        make_settings(database_url=database_url, keep_superseded_weights=True)
 
 
 def test_an_unexpected_revision_changes_nothing(session, parts, model, request_row):

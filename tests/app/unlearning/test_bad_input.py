@@ -204,6 +204,8 @@ def test_all_but_one_sample_can_be_forgotten(api, trained, model_id):
         ({"perturbation": {"law": "uniform"}}, "perturbation.law"),
         ({"floor": "ceiling"}, "floor"),
         ({"solver": "MOSEK"}, "solver"),
+        ({"legal_ground": "art-17-1-g"}, "legal_ground"),
+        ({"legal_ground": "because"}, "legal_ground"),
         ({"subject_reference": "a\x00b"}, "subject_reference"),
         ({"subject_reference": "\ud83d"}, "subject_reference"),
         ({"subject_reference": "x" * 201}, "subject_reference"),

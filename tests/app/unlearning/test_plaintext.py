@@ -9,28 +9,18 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 import redis
+import torch
 from sqlalchemy import select, text
 
 from app.artifacts.models import Artifact, ArtifactKind
 from app.main import create_app
 from app.unlearning.models import UnlearningRequest
+from core.errors import InvalidTensorError
+from tests.reference.needles import needles, printed
+from worker import runner
 from worker.runner import run_next
 
 URL = "/v1/unlearning-requests"
-
-
-def needles(x):
-    """Return what gives a sample's numbers away: bytes, hexadecimal, base64, decimal digits."""
-    found = {f"{number:.12f}"[:-2].encode() for number in np.abs(x).ravel()}
-    for kind in ("<f8", ">f8"):
-        found |= {number.tobytes() for number in x.astype(kind).ravel()}
-    for kind in ("<f8", ">f8", "<f4", ">f4"):
-        for row in x.astype(kind):
-            content = row.tobytes()
-            found |= {content, content.hex().encode(), content.hex().upper().encode()}
-            # Base64 looks different at each of three offsets; its ends depend on the neighbours.
-            found |= {base64.b64encode(b"\0" * skip + content)[4:-4] for skip in range(3)}
-    return found
 
 
 @pytest.fixture
@@ -47,8 +37,10 @@ def planted(trained):
 @pytest.fixture
 def give_away(planted):
     """Return a function that finds the planted numbers in some bytes."""
-    wanted = needles(planted.x)
-    return lambda content: [needle for needle in wanted if needle in content]
+    wanted, runs = needles(planted.x), printed(planted.x)
+    return lambda content: (
+        [needle for needle in wanted if needle in content] + runs.findall(content)
+    )
 
 
 @pytest.fixture
@@ -84,6 +76,8 @@ def test_the_search_finds_samples_in_every_form_they_are_sent_in(planted, give_a
     for content in (body, file, file.hex().encode(), base64.b64encode(file)):
         assert give_away(content)
     assert give_away(planted.x[:1].astype(np.float32).tobytes())
+    for shown in (str(planted.x), repr(planted.x[:1]), repr(torch.from_numpy(planted.x[:2]))):
+        assert give_away(shown.encode()), shown
     assert not give_away(planted.weights_file())
 
 
@@ -95,6 +89,7 @@ class Requests:
         self.services = api.app.state.services
         self.planted = planted
         self.answers = []
+        self.break_computation = None
 
     def ask(self, model_id, row):
         """Send one sample: as JSON, or every other time as a file with an Idempotency-Key."""
@@ -113,12 +108,15 @@ class Requests:
     def end(self, model_id, row, state):
         """Bring a new request to a state."""
         request_id = self.ask(model_id, row)
-        if state == "failed":
+        if state == "failed" and self.break_computation is None:
             self.damage(request_id)
         if state == "cancelled":
             assert self.api.post(f"{URL}/{request_id}/cancel").status_code == 200
         else:
-            run_next(self.services)
+            with pytest.MonkeyPatch.context() as patched:
+                if self.break_computation is not None:
+                    patched.setattr(runner, "_compute", self.break_computation)
+                run_next(self.services)
         shown = self.api.get(f"{URL}/{request_id}")
         assert shown.json()["state"] == state, shown.text
         self.answers += [shown, self.api.get(f"{URL}/{request_id}/record")]
@@ -131,14 +129,53 @@ class Requests:
         folder = Path(urlparse(self.services.settings.artifacts_url).path)
         (folder / location).write_bytes(b"lost")
 
+    def fail_while_computing(self, model_id, row):
+        """Let a computation break while the samples are in its frames, and in its message."""
+
+        def break_off(work, _heartbeat):
+            forget = work.computation.problem.forget
+            features, targets = forget.features, forget.targets
+            held = {"x": features.tolist(), "y": targets.tolist()}
+            # torch prints four decimals, Python all of them, NumPy eight.
+            raise InvalidTensorError(f"{features} {held} {features.numpy()}")
+
+        self.break_computation = break_off
+        self.end(model_id, row, "failed")
+        self.break_computation = None
+
+    def send_again(self, model_id, row):
+        """Send one request twice under one key, and then another one under it."""
+        headers = {"Idempotency-Key": "again"}
+        body = self.planted.request(model_id, slice(row, row + 1))
+        first, second = (self.api.post(URL, json=body, headers=headers) for _ in range(2))
+        assert second.json()["id"] == first.json()["id"]
+        other = self.planted.request(model_id, slice(row + 1, row + 2))
+        mismatch = self.api.post(URL, json=other, headers=headers)
+        assert mismatch.status_code == 422
+        run_next(self.services)
+        self.answers += [first, second, mismatch, self.api.get(f"{URL}/{first.json()['id']}")]
+
     def send_what_is_refused_at_the_border(self, model_id):
-        """Send a sample that is too long, and one of a class that there is not."""
-        too_long = self.planted.request(model_id, slice(8, 9))
-        too_long["samples"]["x"][0][1] += 1
-        no_class = self.planted.request(model_id, slice(9, 10))
-        no_class["samples"]["y"] = [99]
-        for body in (too_long, no_class):
-            assert self.api.post(URL, json=body).status_code == 422
+        """Send samples that are no samples of the model, and bodies that are broken."""
+        bodies = [self.planted.request(model_id, slice(row, row + 1)) for row in range(8, 12)]
+        bodies[0]["samples"]["x"][0][1] += 1  # too long
+        bodies[1]["samples"]["y"] = [99]  # a class that there is not
+        bodies[2]["samples"]["x"][0].append("text")  # quoted by many a validator
+        bodies[3]["samples"]["x"] = [[number] for number in bodies[3]["samples"]["x"][0]]
+        answers = [self.api.post(URL, json=body) for body in bodies]
+        whole = json.dumps(self.planted.request(model_id, slice(12, 13)))
+        for broken in (whole[:-9], whole.replace("[[", "[[NaN,"), whole + whole):
+            headers = {"Content-Type": "application/json"}
+            answers.append(self.api.post(URL, content=broken.encode(), headers=headers))
+        request = json.dumps({"model_id": model_id}).encode()
+        file = self.planted.samples_file(slice(13, 14))
+        for samples in (file[:-3], file + b"\0", self.planted.x[14:15].tobytes()):
+            files = {"request": ("r", request), "samples": ("s", samples)}
+            answers.append(self.api.post(URL, files=files))
+        for answer in answers:
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["remedy"]
+        self.answers += answers
 
 
 @pytest.fixture
@@ -153,6 +190,8 @@ def requests(api, planted, tmp_path, monkeypatch, capfd):  # noqa: ARG001 - capt
         requests.end(model, row, state)
     requests.end(bare, 6, "refused")
     requests.end(bare, 7, "refused")
+    requests.fail_while_computing(model, 16)
+    requests.send_again(model, 17)
     requests.send_what_is_refused_at_the_border(model)
     requests.answers.append(api.get("/v1/audit/entries?limit=200"))
     return requests
@@ -185,7 +224,7 @@ def test_every_key_to_the_samples_is_destroyed(requests):
             select(Artifact).where(Artifact.kind == ArtifactKind.FORGET_SAMPLES)
         ).all()
         ended = session.scalars(select(UnlearningRequest)).all()
-    assert len(artifacts) == len(ended) == 7
+    assert len(artifacts) == len(ended) == 9
     folder = Path(urlparse(requests.services.settings.artifacts_url).path)
     for artifact in artifacts:
         assert artifact.wrapped_key is None

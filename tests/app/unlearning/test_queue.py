@@ -329,8 +329,9 @@ def test_a_lost_request_returns_to_its_place_and_fails_after_the_third_loss(worl
         assert session.get_one(Artifact, row.samples_artifact_id).wrapped_key is None
     # The queue goes on with the next one.
     assert world.request_of(world.claim()).id == second
-    assert world.events()[-3:] == [
+    assert world.events()[-4:] == [
         "unlearning-request.requeued",
+        "artifact.keys-destroyed",
         "unlearning-request.failed",
         "unlearning-request.started",
     ]

@@ -40,6 +40,14 @@ def test_a_request_is_accepted_queued_and_can_be_read(api, trained, model_id):
     assert [request[name] for name in unfinished] == [None] * len(unfinished)
 
 
+def test_the_controllers_legal_ground_is_kept_and_shown(api, trained, model_id):
+    answer = api.post(URL, json=trained.request(model_id, legal_ground="art-17-1-b"))
+    assert answer.status_code == 202
+    assert api.get(answer.headers["Location"]).json()["legal_ground"] == "art-17-1-b"
+    silent = api.post(URL, json=trained.request(model_id))
+    assert silent.json()["legal_ground"] is None
+
+
 def test_the_samples_are_stored_exactly(api, trained, model_id, session, services):
     identifier = api.post(URL, json=trained.request(model_id)).json()["id"]
     request = service.get(session, uuid.UUID(identifier))
