@@ -60,7 +60,7 @@ openapi: setup ## Write docs/openapi.json from the code
 	$(BIN)/python -m app.http.openapi > docs/openapi.json
 
 schemas: setup ## Write docs/schemas/, the JSON Schemas of signed records, from the code
-	$(BIN)/python -m app.evidence.intoto_schemas docs/schemas
+	$(BIN)/python -m app.evidence.records.json_schemas docs/schemas
 
 BENCHMARKS := unlearning certificates gate estimators speed mixed_linear evidence
 bench: setup ## Every benchmark, its plots and benchmarks/README.md (an hour; B=speed for one)

@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.artifacts.keys import MasterKey
 from app.artifacts.store import ArtifactStore
 from app.db import make_engine, make_sessions
-from app.evidence.anchors import AnchoredNotary
-from app.evidence.checkpoints import Notary
-from app.evidence.keysources import key_source
+from app.evidence.keys.keysources import key_source
+from app.evidence.keys.signing import CheckpointSigner, Signer
 from app.evidence.models import KeyRole
-from app.evidence.signing import CheckpointSigner, Signer
+from app.evidence.transparency.anchors import AnchoredNotary
+from app.evidence.transparency.checkpoints import Notary
 from app.jobs import JobQueue
 from app.settings import Settings
 

@@ -50,13 +50,16 @@ import migrations
 from app.db import make_engine, make_sessions
 from app.embedded.launcher import PostgresServer
 from app.evidence import repository
-from app.evidence._audit_state import History
-from app.evidence._audit_tree import End, Mark, TreeAudit
 from app.evidence._fields import write_time
 from app.evidence.auditing import stream_entries
+from app.evidence.auditing._state import History
+from app.evidence.auditing._tree import End, Mark, TreeAudit
 from app.evidence.canonical import canonical_json
-from app.evidence.checkpoints import Notary
-from app.evidence.merkle import (
+from app.evidence.keys.signing import CheckpointSigner
+from app.evidence.models import AuditEntry
+from app.evidence.service import NewEntry, append, append_many
+from app.evidence.transparency.checkpoints import Notary
+from app.evidence.transparency.merkle import (
     Fetch,
     Frontier,
     Hash,
@@ -68,10 +71,7 @@ from app.evidence.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from app.evidence.models import AuditEntry
-from app.evidence.notes import LogProof
-from app.evidence.service import NewEntry, append, append_many
-from app.evidence.signing import CheckpointSigner
+from app.evidence.transparency.notes import LogProof
 from benchmarks import _report
 
 BATCH = 1_000

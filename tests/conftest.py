@@ -26,8 +26,8 @@ import migrations
 from app.artifacts.keys import MasterKey
 from app.db import make_engine
 from app.embedded.launcher import EPHEMERAL, PostgresServer, ValkeyServer
-from app.evidence.keysources import derived_passphrase
-from app.evidence.signing import CheckpointSigner, Signer
+from app.evidence.keys.keysources import derived_passphrase
+from app.evidence.keys.signing import CheckpointSigner, Signer
 from app.settings import Settings
 
 POSTGRES = "TEST_DATABASE_URL"

@@ -9,7 +9,7 @@ from pathlib import Path
 import core
 import worker
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.evidence.schemas import EnvironmentStatement
+from app.evidence.records.schemas import EnvironmentStatement
 
 LIBRARIES = ("numpy", "torch", "safetensors", "cvxpy", "clarabel", "scs", "dp-accounting")
 CPU = "cpu"

@@ -22,7 +22,7 @@ from app.errors import AppError
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.models import EvidenceRecord, RecordKind
-from app.evidence.schemas import (
+from app.evidence.records.schemas import (
     CERTIFICATE_VERDICTS,
     CONDITIONAL_VERDICT,
     KEPT_LIMIT,
@@ -56,7 +56,7 @@ from app.evidence.schemas import (
     SurrogateStatement,
     TimesStatement,
 )
-from app.evidence.statements import statement_sha256
+from app.evidence.records.statements import statement_sha256
 from app.registry import service as registry
 from app.registry.models import Model, Revision
 from app.registry.schemas import Manifest

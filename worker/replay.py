@@ -22,17 +22,17 @@ from app.errors import (
     RecordNotFoundError,
     WeightsPurgedError,
 )
-from app.evidence import keyring
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json, sha256_hex
 from app.evidence.formats import SignedEnvelope
-from app.evidence.statements import (
+from app.evidence.keys import keyring
+from app.evidence.keys.trust import TrustedKeys
+from app.evidence.records.statements import (
     RECORD_TYPES,
     RecordStatement,
     read_document,
     read_signed_record,
 )
-from app.evidence.trust import TrustedKeys
 from app.registry import samples as sample_files
 from app.registry import service as registry
 from app.registry.models import Model, Revision

@@ -12,7 +12,7 @@ from app.artifacts.keys import MasterKeyError
 from app.commands._shared import StateDir, console, errors, service_settings
 from app.embedded.launcher import LauncherError
 from app.errors import AppError
-from app.evidence.signing import SigningKeyError
+from app.evidence.keys.signing import SigningKeyError
 from app.process import forbid_core_dumps
 from app.services import Services
 from core.errors import CoreError

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from app.artifacts.retention import Deadlines
 from app.budget import service as budget
 from app.errors import AppError, LeaseLostError, SigningKeyError
-from app.evidence import keyring
+from app.evidence.keys import keyring
 from app.evidence.models import KeyRole
 from app.registry import membership
 from app.registry import service as registry

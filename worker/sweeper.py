@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.store import DUE_BATCH
 from app.budget import service as budget
-from app.evidence.anchors import Anchoring
+from app.evidence.transparency.anchors import Anchoring
 from app.services import Services
 from app.unlearning import service
 from worker.records import issue_failure_if_possible

@@ -17,7 +17,7 @@ from app.budget import repository
 from app.budget.models import BudgetAccount, BudgetEntry, EntryKind
 from app.errors import BudgetNotFoundError, LeaseLostError
 from app.evidence import service as evidence
-from app.evidence.schemas import MEASURES
+from app.evidence.records.schemas import MEASURES
 from app.registry.models import Model
 from core.privacy import Budget, Privacy, covered_norm
 

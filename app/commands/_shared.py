@@ -77,7 +77,7 @@ def explained_errors() -> Iterator[None]:
 
     from app.artifacts.keys import MasterKeyError
     from app.embedded.launcher import LauncherError
-    from app.evidence.signing import SigningKeyError
+    from app.evidence.keys.signing import SigningKeyError
 
     try:
         yield

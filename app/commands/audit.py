@@ -23,7 +23,7 @@ from app.commands._shared import (
 if TYPE_CHECKING:
     from app.artifacts.store import ArtifactStore
     from app.evidence.auditing import LogReport
-    from app.evidence.trust import TrustedKeys
+    from app.evidence.keys.trust import TrustedKeys
 
 _FILE = {"exists": True, "dir_okay": False}
 
@@ -93,7 +93,7 @@ def verify_audit(
 
 
 def _read_keys(paths: list[Path] | None) -> "TrustedKeys | None":
-    from app.evidence.trust import TrustedKeys
+    from app.evidence.keys.trust import TrustedKeys
 
     return TrustedKeys.read(*(path.read_bytes() for path in paths)) if paths else None
 

@@ -15,8 +15,8 @@ from app.commands._shared import StateDir, console, database_url, errors, explai
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-    from app.evidence.rotation import Change, Custodian
-    from app.evidence.trust import PublishedKey
+    from app.evidence.keys.rotation import Change, Custodian
+    from app.evidence.keys.trust import PublishedKey
 
 keys = typer.Typer(
     help="Secrets of a deployment, the keys that sign, and API keys.", no_args_is_help=True
@@ -48,7 +48,7 @@ def init_keys(
     else with a passphrase that is derived from the master key.
     """
     from app.embedded.keys import create_key_files
-    from app.evidence.keysources import chosen_passphrase
+    from app.evidence.keys.keysources import chosen_passphrase
     from app.settings import PassphraseSettings
 
     with explained_errors():
@@ -85,7 +85,7 @@ def list_keys(
     state_dir: StateDir = Path(".lethe"),
 ) -> None:
     """Show the keys that sign records and checkpoints, and those that once did."""
-    from app.evidence import keyring
+    from app.evidence.keys import keyring
 
     with explained_errors(), _sessions(state_dir) as sessions, sessions() as session:
         found = keyring.key_list(session)
@@ -140,7 +140,7 @@ def revoke_key(
     state_dir: StateDir = Path(".lethe"),
 ) -> None:
     """End a signing key: one that was replaced, or with --compromised any."""
-    from app.evidence import keyring
+    from app.evidence.keys import keyring
 
     if not compromised:
         with explained_errors(), _sessions(state_dir) as sessions, sessions.begin() as session:
@@ -212,7 +212,7 @@ def _sessions(state_dir: Path) -> Iterator["sessionmaker[Session]"]:
 def _custodian(state_dir: Path, directory: Path = Path()) -> Iterator["Custodian"]:
     """Give a command what changes the keys of the environment, or of the stack's folder."""
     from app.embedded.stack import key_settings
-    from app.evidence.rotation import Custodian
+    from app.evidence.keys.rotation import Custodian
 
     settings = key_settings(state_dir)
     with _sessions(state_dir) as sessions:
@@ -221,7 +221,7 @@ def _custodian(state_dir: Path, directory: Path = Path()) -> Iterator["Custodian
 
 def _tell_of(change: "Change") -> None:
     """Say where a new key is, and what is left to do."""
-    from app.evidence.keysources import SETTINGS
+    from app.evidence.keys.keysources import SETTINGS
 
     setting = SETTINGS[change.role].value
     how = "an interrupted run had made it" if change.resumed else "new"

@@ -43,7 +43,7 @@ def verify(
 ) -> None:
     """Check a signed record, offline: signature, content, place in the log, checkpoint, weights."""
     from app.evidence.canonical import sha256_hex
-    from app.evidence.trust import TrustedKeys
+    from app.evidence.keys.trust import TrustedKeys
     from app.evidence.verification import verify_bundle
 
     with explained_errors():

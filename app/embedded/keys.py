@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from app.artifacts.keys import MasterKey
-from app.evidence.keysources import derived_passphrase, generate_key_file
+from app.evidence.keys.keysources import derived_passphrase, generate_key_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from app.embedded.launcher import (
     wait_until_ready,
 )
 from app.errors import AuthenticationError
-from app.evidence.keysources import chosen_passphrase, derived_passphrase
+from app.evidence.keys.keysources import chosen_passphrase, derived_passphrase
 from app.jobs import QUEUE, broker_url
 from app.settings import KeySettings, PassphraseSettings
 

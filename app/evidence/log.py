@@ -11,8 +11,8 @@ from app.errors import LogClosedError
 from app.evidence import repository
 from app.evidence._fields import write_time
 from app.evidence.canonical import canonical_json
-from app.evidence.merkle import Frontier, leaf_hash
 from app.evidence.models import AuditEntry, AuditLog
+from app.evidence.transparency.merkle import Frontier, leaf_hash
 
 
 @dataclass(frozen=True, slots=True)

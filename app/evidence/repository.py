@@ -9,7 +9,6 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.evidence.merkle import Fetch, Hash, NodeId
 from app.evidence.models import (
     AnchorKind,
     AuditAnchor,
@@ -18,6 +17,7 @@ from app.evidence.models import (
     AuditLog,
     EvidenceRecord,
 )
+from app.evidence.transparency.merkle import Fetch, Hash, NodeId
 from app.unlearning.models import UnlearningRequest
 
 HASH_BYTES = 32

@@ -15,7 +15,7 @@ from app.errors import (
     RecordNotFoundError,
     RequestNotFoundError,
 )
-from app.evidence import keyring, repository, service
+from app.evidence import repository, service
 from app.evidence.formats import (
     Bundle,
     CheckOut,
@@ -27,11 +27,12 @@ from app.evidence.formats import (
     VerificationIn,
     VerificationOut,
 )
-from app.evidence.merkle import root_at
+from app.evidence.keys import keyring
+from app.evidence.keys.trust import KeyList, TrustedKeys
 from app.evidence.models import AuditCheckpoint, AuditEntry
+from app.evidence.records.statements import read_entry
 from app.evidence.rendering import render_html, render_pdf
-from app.evidence.statements import read_entry
-from app.evidence.trust import KeyList, TrustedKeys
+from app.evidence.transparency.merkle import root_at
 from app.evidence.verification import verify_bundle
 from app.http.dependencies import AuditReader, NotaryDep, Reader, SessionDep
 from app.http.paging import DEFAULT_LIMIT, Limit

@@ -15,11 +15,11 @@ from app.errors import (
     RecordNotFoundError,
     RequestNotFoundError,
 )
-from app.evidence import keyring, repository
-from app.evidence.checkpoints import Notary
+from app.evidence import repository
 from app.evidence.formats import Bundle, ConsistencyProof, SignedEnvelope
+from app.evidence.keys import keyring
+from app.evidence.keys.signing import Signer
 from app.evidence.log import NewEntry, append, append_many, close_log, lock_open_log, open_log
-from app.evidence.merkle import MissingNodeError, consistency_proof, inclusion_proof
 from app.evidence.models import (
     AuditCheckpoint,
     AuditEntry,
@@ -28,10 +28,8 @@ from app.evidence.models import (
     KeyRole,
     RecordKind,
 )
-from app.evidence.notes import LogProof
-from app.evidence.schemas import STATEMENT_TYPE
-from app.evidence.signing import Signer
-from app.evidence.statements import (
+from app.evidence.records.schemas import STATEMENT_TYPE
+from app.evidence.records.statements import (
     RECORD_ISSUED,
     RecordStatement,
     read_document,
@@ -41,6 +39,9 @@ from app.evidence.statements import (
     write_document,
     write_record,
 )
+from app.evidence.transparency.checkpoints import Notary
+from app.evidence.transparency.merkle import MissingNodeError, consistency_proof, inclusion_proof
+from app.evidence.transparency.notes import LogProof
 from app.unlearning.models import UnlearningRequest
 
 __all__ = [
@@ -74,8 +75,8 @@ def issue_record(
     The checkpoint that covers it is signed once this transaction is committed: `Notary.sign`.
 
     Raises:
-        ValueError: The statement breaks its schema (`app.evidence.schemas`), or contradicts `kind`
-            or `request`. Nothing was signed or logged.
+        ValueError: The statement breaks its schema (`app.evidence.records.schemas`), or contradicts
+            `kind` or `request`. Nothing was signed or logged.
         SigningKeyError: The key is not one that the log knows.
     """
     # Read as any verifier will read it: what is signed is sure to verify.

@@ -12,7 +12,7 @@ from app.artifacts.keys import MasterKey
 from app.artifacts.store import ArtifactStore
 from app.auth import Caller, Scope
 from app.errors import AuthenticationError
-from app.evidence.checkpoints import Notary
+from app.evidence.transparency.checkpoints import Notary
 from app.jobs import JobQueue
 from app.services import Services
 from app.settings import Settings

@@ -11,11 +11,12 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
-from app.evidence import keyring, repository
+from app.evidence import repository
 from app.evidence._fields import write_time
-from app.evidence.keysources import SETTINGS, SigningKeyError, key_source
+from app.evidence.keys import keyring
+from app.evidence.keys.keysources import SETTINGS, SigningKeyError, key_source
+from app.evidence.keys.signing import key_id_of
 from app.evidence.models import KeyRole
-from app.evidence.signing import key_id_of
 from app.http.dependencies import ServicesDep
 from app.services import Services
 

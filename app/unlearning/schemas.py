@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 
-from app.evidence.schemas import LegalGround
+from app.evidence.records.schemas import LegalGround
 from app.registry.schemas import Declared, Number, Positive, Text
 from app.unlearning.models import RequestState
 from core.options import SdpSolver

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app import auth, tables
 from app.auth import Scope
 from app.embedded.launcher import ValkeyServer
-from app.evidence.checkpoints import Notary
+from app.evidence.transparency.checkpoints import Notary
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings

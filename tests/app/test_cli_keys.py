@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.artifacts.keys import MasterKey
-from app.evidence import keyring
-from app.evidence.keysources import derived_passphrase
+from app.evidence.keys import keyring
+from app.evidence.keys.keysources import derived_passphrase
+from app.evidence.keys.signing import CheckpointSigner, Signer
+from app.evidence.keys.trust import TrustedKeys, read_key_list
 from app.evidence.log import lock_open_log
 from app.evidence.models import KeyRole
-from app.evidence.notes import open_note
-from app.evidence.signing import CheckpointSigner, Signer
-from app.evidence.trust import TrustedKeys, read_key_list
+from app.evidence.transparency.notes import open_note
 from app.services import Services
 
 LETHE = Path(sys.executable).parent / "lethe"

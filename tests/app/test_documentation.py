@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from app.cli import app as command_line
-from app.evidence import schemas
+from app.evidence.records import schemas
 from app.main import assemble
 from app.settings import Settings
 

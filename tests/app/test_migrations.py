@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
-from app.evidence.merkle import Frontier, leaf_hash
+from app.evidence.transparency.merkle import Frontier, leaf_hash
 from app.tables import metadata
 
 

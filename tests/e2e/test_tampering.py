@@ -27,9 +27,9 @@ from sqlalchemy import make_url
 from app.embedded.stack import Stack
 from app.evidence import service as evidence
 from app.evidence.canonical import canonical_json
-from app.evidence.merkle import Frontier, leaf_hash
-from app.evidence.notes import Checkpoint, sign_note
-from app.evidence.signing import encode_public_key, key_id_of
+from app.evidence.keys.signing import encode_public_key, key_id_of
+from app.evidence.transparency.merkle import Frontier, leaf_hash
+from app.evidence.transparency.notes import Checkpoint, sign_note
 from app.services import Services
 from app.settings import Settings
 

@@ -12,18 +12,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.evidence.canonical import canonical_json, sha256_hex
-from app.evidence.intoto import wrap
-from app.evidence.merkle import (
+from app.evidence.keys.signing import key_id_of, sign_envelope
+from app.evidence.keys.trust import TrustedKeys
+from app.evidence.records.intoto import wrap
+from app.evidence.records.schemas import STATEMENT_TYPE
+from app.evidence.transparency.merkle import (
     Frontier,
     consistency_proof,
     inclusion_proof,
     leaf_hash,
     root_at,
 )
-from app.evidence.notes import Checkpoint, LogProof, NoteKey, sign_note
-from app.evidence.schemas import STATEMENT_TYPE
-from app.evidence.signing import key_id_of, sign_envelope
-from app.evidence.trust import TrustedKeys
+from app.evidence.transparency.notes import Checkpoint, LogProof, NoteKey, sign_note
 from app.evidence.verification import verify_bundle
 from tests.reference import verifier
 

@@ -16,10 +16,10 @@ import safetensors.numpy
 from sqlalchemy import select
 
 from app.embedded.launcher import ValkeyServer
-from app.evidence import keyring
 from app.evidence import service as evidence
+from app.evidence.keys import keyring
+from app.evidence.keys.trust import TrustedKeys
 from app.evidence.models import AuditEntry
-from app.evidence.trust import TrustedKeys
 from app.evidence.verification import verify_bundle
 from app.jobs import QUEUE
 from app.registry import samples

@@ -13,7 +13,7 @@ from app.budget import service as budget
 from app.budget.models import BudgetEntry
 from app.evidence.auditing import verify_log
 from app.evidence.canonical import sha256_hex
-from app.evidence.schemas import NO_NOISE_LIMIT
+from app.evidence.records.schemas import NO_NOISE_LIMIT
 from app.registry import service as registry
 from app.registry.models import TrainingDigest
 from app.unlearning.models import UnlearningJob

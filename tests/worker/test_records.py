@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from app.evidence import service as evidence
 from app.evidence.formats import SignedEnvelope
-from app.evidence.signing import read_payload
-from app.evidence.statements import RECORD_TYPES, read_document
+from app.evidence.keys.signing import read_payload
+from app.evidence.records.statements import RECORD_TYPES, read_document
 from app.registry import service as registry
 from tests.reference.registered import LogisticProblem
 from worker.runner import run_next

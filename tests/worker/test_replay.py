@@ -15,8 +15,8 @@ from sqlalchemy import update
 from app.artifacts.models import Artifact, ArtifactKind
 from app.errors import InvalidInputError, RequestNotFoundError
 from app.evidence.canonical import sha256_hex
+from app.evidence.keys.signing import Signer
 from app.evidence.models import EvidenceRecord, SigningKey
-from app.evidence.signing import Signer
 from app.registry import service as registry
 from app.registry.models import Revision
 from app.unlearning.models import ForgottenSample, UnlearningRequest

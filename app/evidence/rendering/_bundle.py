@@ -7,18 +7,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.evidence import formats, formats_v1
-from app.evidence.formats_v1 import chain_hash
-from app.evidence.merkle import leaf_hash, verify_inclusion
-from app.evidence.notes import Checkpoint, LogProof
-from app.evidence.rendering.document import visible
-from app.evidence.signing import read_payload
-from app.evidence.statements import (
+from app.evidence import formats
+from app.evidence.keys.signing import read_payload
+from app.evidence.records.statements import (
     RecordStatement,
     read_document,
     read_signed_record,
     record_entry,
 )
+from app.evidence.rendering.document import visible
+from app.evidence.transparency.merkle import leaf_hash, verify_inclusion
+from app.evidence.transparency.notes import Checkpoint, LogProof
+from app.evidence.verification import formats_v1
+from app.evidence.verification.formats_v1 import chain_hash
 from app.strict_json import read_object
 
 _LONGEST_FINDING = 300

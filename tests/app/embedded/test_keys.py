@@ -3,9 +3,9 @@ import pytest
 from app.artifacts.keys import MasterKey
 from app.embedded.keys import create_key_files, ensure_key_files
 from app.embedded.stack import key_settings
-from app.evidence.keysources import derived_passphrase, key_source
+from app.evidence.keys.keysources import derived_passphrase, key_source
+from app.evidence.keys.signing import CheckpointSigner, Signer
 from app.evidence.models import KeyRole
-from app.evidence.signing import CheckpointSigner, Signer
 
 
 def test_key_files_are_private_and_usable(tmp_path):

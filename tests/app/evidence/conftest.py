@@ -14,12 +14,13 @@ from sqlalchemy.orm import sessionmaker
 
 from app.artifacts.models import Artifact
 from app.db import new_id
-from app.evidence import _parts, service
+from app.evidence import service
 from app.evidence._fields import write_time
 from app.evidence.canonical import sha256_hex
-from app.evidence.checkpoints import Notary
+from app.evidence.keys.signing import CheckpointSigner, Signer
 from app.evidence.models import RecordKind
-from app.evidence.schemas import (
+from app.evidence.records import _parts
+from app.evidence.records.schemas import (
     CERTIFICATE_VERDICTS,
     CONDITIONAL_VERDICT,
     ESTIMATE_VERDICT,
@@ -30,7 +31,7 @@ from app.evidence.schemas import (
     STANDARD_EXCLUSIONS,
     STANDARD_LIMITS,
 )
-from app.evidence.signing import CheckpointSigner, Signer
+from app.evidence.transparency.checkpoints import Notary
 from app.registry.models import Model
 from app.unlearning.models import UnlearningRequest
 from core.vocabulary import Mechanism, Tier

@@ -15,8 +15,8 @@ from app.errors import LogClosedError
 from app.evidence import log, repository
 from app.evidence.canonical import canonical_json
 from app.evidence.log import NewEntry
-from app.evidence.merkle import EMPTY_ROOT, leaf_hash, node_hash, root_at
 from app.evidence.models import AuditEntry, AuditLog
+from app.evidence.transparency.merkle import EMPTY_ROOT, leaf_hash, node_hash, root_at
 
 
 def end_of(session):

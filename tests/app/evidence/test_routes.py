@@ -8,9 +8,9 @@ import pytest
 from app.auth import Scope
 from app.db import new_id
 from app.evidence import service
-from app.evidence.merkle import leaf_hash, verify_consistency, verify_inclusion
-from app.evidence.notes import Checkpoint, LogProof, open_note
-from app.evidence.trust import TrustedKeys, read_key_list
+from app.evidence.keys.trust import TrustedKeys, read_key_list
+from app.evidence.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
+from app.evidence.transparency.notes import Checkpoint, LogProof, open_note
 from app.evidence.verification import verify_bundle
 
 

@@ -14,7 +14,7 @@ from app.errors import (
 )
 from app.evidence import repository, service
 from app.evidence.models import AuditLog, EvidenceRecord, RecordKind
-from app.evidence.notes import Checkpoint, LogProof
+from app.evidence.transparency.notes import Checkpoint, LogProof
 
 KINDS = ["certificate", "estimate", "refusal", "failure"]
 

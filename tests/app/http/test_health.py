@@ -6,11 +6,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import text
 
 from app.artifacts.keys import MasterKey
-from app.evidence import keyring
-from app.evidence.keysources import derived_passphrase
+from app.evidence.keys import keyring
+from app.evidence.keys.keysources import derived_passphrase
+from app.evidence.keys.signing import Signer
 from app.evidence.log import lock_open_log
 from app.evidence.models import KeyRole
-from app.evidence.signing import Signer
 from app.main import create_app
 
 

@@ -1,0 +1,1 @@
+"""What signed records say, version by version, and how they become bytes."""
