@@ -35,6 +35,8 @@ class Scope(enum.StrEnum):
     # Old and new weights together reveal what was forgotten (METHOD §5): not every reader's.
     WEIGHTS_READ = "weights:read"
     AUDIT_READ = "audit:read"
+    # Reading is part of it: a receiver's address may hold the receiver's own secret.
+    WEBHOOKS_WRITE = "webhooks:write"
     ADMIN = "admin"  # everything
 
 

@@ -103,6 +103,22 @@ class AnchorUnreadableError(AppError):
     """The checkpoints kept outside the database cannot be read: nothing is signed before."""
 
 
+class WebhookNotFoundError(AppError):
+    """No such webhook."""
+
+
+class DeliveryNotFoundError(AppError):
+    """The webhook has no such delivery (any more)."""
+
+
+class WebhookDisabledError(AppError):
+    """The webhook is sent nothing until it is enabled again."""
+
+
+class TooManyWebhooksError(AppError):
+    """There are as many webhooks as the operator allows."""
+
+
 class IdempotencyMismatchError(AppError):
     """The Idempotency-Key was used before with another body."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.budget.routes import router as budget_router
@@ -22,10 +23,22 @@ from app.services import Services
 from app.settings import Settings, get_settings
 from app.unlearning.routes import router as unlearning_router
 from app.unlearning.schemas import UnlearningIn, UnlearningWithSamplesIn
+from app.webhooks.routes import router as webhooks_router
+from app.webhooks.schemas import RotationIn, WebhookChangesIn, WebhookIn
 
 DESCRIPTION = (
     "Removes samples' influence from registered models without the training data, and signs what it"
     " did. Evidence says what was done; it never says that a model contains nothing."
+)
+
+# Bodies that routes parse themselves, with the limits of `app.http.uploads`.
+_PARSED: tuple[type[BaseModel], ...] = (
+    Manifest,
+    UnlearningIn,
+    UnlearningWithSamplesIn,
+    WebhookIn,
+    WebhookChangesIn,
+    RotationIn,
 )
 
 
@@ -65,6 +78,7 @@ def assemble() -> FastAPI:
         budget_router,
         unlearning_router,
         evidence_router,
+        webhooks_router,
         health.router,
     ):
         app.include_router(router)
@@ -85,7 +99,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         _, bodies = models_json_schema(
-            [(model, "validation") for model in (Manifest, UnlearningIn, UnlearningWithSamplesIn)],
+            [(model, "validation") for model in _PARSED],
             ref_template="#/components/schemas/{model}",
         )
         schema["components"]["schemas"].update(bodies["$defs"])

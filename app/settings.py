@@ -1,9 +1,9 @@
 """Every setting of the service, read from the environment or `.env`; names as in `.env.example`."""
 
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core.vocabulary import Anchor
 
@@ -113,6 +113,23 @@ class Settings(KeySettings):
     timestamp_roots_file: Path | None = Field(
         None, description="PEM roots of TIMESTAMP_URL: what does not lead to them is not stored"
     )
+    webhook_allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = (
+        Field(
+            (),
+            description="Networks that webhooks may lead to although not public, with commas:"
+            " 10.1.0.0/16,fd00::/8; whoever may register a webhook can then reach what is in there",
+        )
+    )
+    webhook_allow_http: bool = Field(
+        default=False, description="Webhooks without TLS; for development alone"
+    )
+    webhook_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = Field(
+        (443, 8443), min_length=1, description="Ports that webhooks may lead to, with commas"
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="PEM certificates that receivers may lead to, beside the public ones"
+    )
+    webhook_max_endpoints: PositiveInt = Field(20, description="How many webhooks there may be")
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
     max_features: PositiveInt = Field(
         8192, description="Largest d of a linear head, and D of a network with Gram statistics"
@@ -169,6 +186,13 @@ class Settings(KeySettings):
         description="What becomes of the weights that logistic statistics or a sketch were"
         " collected at, where a manifest does not say",
     )
+
+    @field_validator("webhook_allow_private_networks", "webhook_ports", mode="before")
+    @classmethod
+    def _read_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
     @field_validator("anchor_webhook_url", "timestamp_url")
     @classmethod

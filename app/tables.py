@@ -9,6 +9,7 @@ import app.evidence.models
 import app.http.idempotency
 import app.registry.models
 import app.unlearning.models
+import app.webhooks.models
 from app.db import Base
 
 metadata = Base.metadata

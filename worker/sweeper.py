@@ -20,11 +20,13 @@ from app.budget import service as budget
 from app.evidence.transparency.anchors import Anchoring
 from app.services import Services
 from app.unlearning import service
+from app.webhooks.delivery import Deliveries
 from worker.records import issue_failure_if_possible
 from worker.services import get_services
 
 CLEANING_SECONDS = 600.0
 ANCHORING_SECONDS = 2.0  # what is not delivered by then is sent by the next worker
+WEBHOOKS_SECONDS = 2.0  # as ANCHORING_SECONDS
 
 logger = structlog.get_logger(__name__)
 
@@ -94,6 +96,7 @@ class Sweeper:
         self._anchoring = Anchoring(
             services.settings, services.sessions, services.notary, services.checkpoint_signer
         )
+        self._webhooks = Deliveries(services.settings, services.sessions, services.keys)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lethe-sweeper", daemon=True)
 
@@ -106,6 +109,7 @@ class Sweeper:
         self._stopped.set()
         self._thread.join()
         self._anchoring.wait(ANCHORING_SECONDS)
+        self._webhooks.stop(WEBHOOKS_SECONDS)
 
     def _run(self) -> None:
         cleaned_at = float("-inf")
@@ -116,6 +120,7 @@ class Sweeper:
                     clean(self._services)
                     cleaned_at = time.monotonic()
                 self._anchoring.turn()
+                self._webhooks.turn()
             except OperationalError as error:
                 logger.warning("sweep.database_away", error=str(error))
             except Exception:

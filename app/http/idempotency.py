@@ -5,6 +5,7 @@ Its answer is stored in the transaction of what it did.
 
 import hashlib
 import hmac
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request
 from sqlalchemy import ForeignKey, Index, delete, func, select, text, tuple_
 from sqlalchemy.orm import Mapped, Session, mapped_column
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from app.artifacts.keys import MasterKey
 from app.auth import Caller
@@ -50,10 +51,19 @@ class Idempotency:
     key: str | None
     fingerprint: bytes
 
-    def once(self, answer: Callable[[], Response]) -> Response:
+    def once(
+        self,
+        answer: Callable[[], Response],
+        *,
+        keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> Response:
         """Return the answer, calling `answer` only if the key was not used before.
 
         The answer is written in the transaction of what it did: both happen, or neither.
+
+        Args:
+            answer: Does what was asked for.
+            keep: Makes of the answer's JSON what is stored and sent again: without secrets.
 
         Raises:
             IdempotencyMismatchError: The key was used for another request.
@@ -66,14 +76,15 @@ class Idempotency:
         if stored is not None:
             return self._replay(stored)
         response = answer()
+        kept = response if keep is None else _reduced(response, keep)
         self.session.add(
             IdempotentAnswer(
                 api_key_id=self.caller.key_id,
                 key=self.key,
                 fingerprint=self.fingerprint,
                 status=response.status_code,
-                headers=dict(response.headers),
-                body=bytes(response.body),
+                headers=dict(kept.headers),
+                body=bytes(kept.body),
             )
         )
         self._remove_expired()
@@ -159,6 +170,11 @@ def get_empty_idempotency(
 
 IdempotencyDep = Annotated[Idempotency, Depends(get_idempotency)]
 EmptyIdempotencyDep = Annotated[Idempotency, Depends(get_empty_idempotency)]
+
+
+def _reduced(response: Response, keep: Callable[[dict[str, Any]], dict[str, Any]]) -> Response:
+    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+    return JSONResponse(keep(json.loads(bytes(response.body))), response.status_code, headers)
 
 
 def _fingerprint(request: Request, upload: Upload, keys: MasterKey) -> bytes:

@@ -34,6 +34,8 @@ from app.registry.models import Model, ModelState, Revision
 from app.registry.schemas import Manifest
 from app.registry.tensors import Array
 from app.settings import Settings
+from app.webhooks import outbox
+from app.webhooks.models import WebhookEvent
 from core import noise
 from core.vocabulary import Mechanism
 
@@ -241,6 +243,11 @@ def require_retraining(session: Session, model: Model, reason: str) -> None:
     locked.state = ModelState.RETRAINING_REQUIRED
     locked.state_reason = reason
     session.flush()
+    outbox.enqueue(
+        session,
+        WebhookEvent.RETRAINING_REQUIRED,
+        {"model_id": str(model.id), "state": str(locked.state)},
+    )
     evidence.append(
         session,
         "model.retraining-required",

@@ -41,6 +41,8 @@ from app.unlearning import digests as keyed_digests
 from app.unlearning import repository
 from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
 from app.unlearning.schemas import UnlearningIn
+from app.webhooks import outbox
+from app.webhooks.models import WebhookEvent
 from core.options import PerturbationOptions, sdp_floats
 from core.vocabulary import Method, tier_of
 
@@ -52,6 +54,8 @@ MAX_FIRST_ORDER_STEPS = 2**33
 MAX_SDP_NUMBERS = 2**28
 
 _HELD = "lethe.unlearning.held"  # where a session keeps the job that its transaction has locked
+
+_TOLD = frozenset(WebhookEvent)  # an attempt that starts over is nobody else's business
 
 LOST = "lost"
 RELEASED = "released"
@@ -559,9 +563,13 @@ def _options(wanted: UnlearningIn, manifest: Manifest, settings: Settings) -> di
 
 
 def _log(session: Session, request: UnlearningRequest, event: str, **payload: Any) -> None:
+    name = f"unlearning-request.{event}"
+    if name in _TOLD:
+        told = {**_subject(request), "state": str(request.state)}
+        outbox.enqueue(session, WebhookEvent(name), told)
     evidence.append(
         session,
-        f"unlearning-request.{event}",
+        name,
         subject=_subject(request),
         payload=payload,
     )

@@ -14,7 +14,9 @@ from app.main import assemble
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("evidence.md", "gdpr.md")}
+PAGES = {
+    name: (ROOT / "docs" / name).read_text() for name in ("evidence.md", "gdpr.md", "webhooks.md")
+}
 
 # Of files that are mounted or of shells, not of the service.
 OTHER_WORDS = {"LETHE_KEY", "KEY_ID", "REQUEST_ID"}

@@ -16,7 +16,8 @@ from app.settings import get_settings
 def environment(settings, monkeypatch):
     """The process's environment as an operator sets it; logging is put back afterwards."""
     for name, value in settings.model_dump(mode="json", exclude_none=True).items():
-        monkeypatch.setenv(name.upper(), str(value))
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        monkeypatch.setenv(name.upper(), text)
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     get_settings.cache_clear()

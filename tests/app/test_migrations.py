@@ -331,3 +331,17 @@ def test_keys_that_could_read_weights_before_still_can(empty_database_url):
         ["audit:read"],
         ["read"],
     ]
+
+
+def test_keys_lose_a_scope_that_the_version_before_does_not_know(empty_database_url):
+    migrations.upgrade(empty_database_url)
+    run(
+        empty_database_url,
+        """INSERT INTO api_key (id, name, secret_sha256, scopes)
+        SELECT gen_random_uuid(), 'k', 'x', scopes::jsonb
+        FROM unnest(ARRAY['["read", "webhooks:write"]', '["webhooks:write"]', '["admin"]'])
+            AS scopes""",
+    )
+    migrations.downgrade(empty_database_url, "0004")
+    found = run(empty_database_url, "SELECT scopes FROM api_key")
+    assert sorted(scopes for (scopes,) in found) == [[], ["admin"], ["read"]]

@@ -30,3 +30,40 @@ def test_a_key_comes_from_a_file_or_from_the_environment_and_never_from_both():
         key_settings(signing_key_file="")
     with pytest.raises(ValidationError, match=r"KEY_PASSPHRASE_FILE or KEY_PASSPHRASE: both are"):
         key_settings(**dict.fromkeys(("key_passphrase", "key_passphrase_file"), "p"))
+
+
+def test_lists_of_webhooks_are_written_with_commas(make_settings, database_url, monkeypatch):
+    def settings(**values):
+        return make_settings(database_url=database_url, **values)
+
+    assert settings().webhook_ports == (443, 8443)
+    assert settings().webhook_allow_private_networks == ()
+    # What a compose file passes on of a variable that is not set.
+    assert settings(webhook_allow_private_networks="").webhook_allow_private_networks == ()
+    found = settings(
+        webhook_allow_private_networks="10.1.0.0/16, fd00::/8,192.168.7.7", webhook_ports="443,9443"
+    )
+    assert [str(network) for network in found.webhook_allow_private_networks] == [
+        "10.1.0.0/16",
+        "fd00::/8",
+        "192.168.7.7/32",
+    ]
+    assert found.webhook_ports == (443, 9443)
+    # The same from the environment, where pydantic would look for JSON.
+    for name, value in found.model_dump(mode="json").items():
+        if value is not None and not name.startswith("webhook"):
+            monkeypatch.setenv(name.upper(), str(value))
+    monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE_NETWORKS", "10.1.0.0/16,fd00::/8")
+    monkeypatch.setenv("WEBHOOK_PORTS", "9443")
+    read = Settings()
+    assert len(read.webhook_allow_private_networks) == 2
+    assert read.webhook_ports == (9443,)
+    for name, value in [
+        ("webhook_allow_private_networks", "10.1.0.1/16"),
+        ("webhook_allow_private_networks", "localhost"),
+        ("webhook_ports", "0"),
+        ("webhook_ports", "65536"),
+        ("webhook_ports", ""),
+    ]:
+        with pytest.raises(ValidationError, match=name):
+            settings(**{name: value})
