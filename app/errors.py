@@ -75,6 +75,22 @@ class RequestNotCancellableError(AppError):
     """The unlearning request is running or has already ended."""
 
 
+class RequestNotWaitingError(AppError):
+    """The unlearning request's state does not allow this step: it is running or has ended."""
+
+
+class NoIdentityCheckError(AppError):
+    """The unlearning request waits for no confirmation of an identity."""
+
+
+class DeadlinePassedError(AppError):
+    """The period for an answer is over: it can neither be extended nor suspended."""
+
+
+class DeadlineExtendedError(AppError):
+    """The period for an answer was extended before, and can be once."""
+
+
 class RecordNotFoundError(AppError):
     """The unlearning request has no signed record (yet)."""
 

@@ -21,6 +21,8 @@ from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
 from app.services import Services
 from app.settings import Settings, get_settings
+from app.unlearning.deadline_routes import BODIES as DEADLINE_BODIES
+from app.unlearning.deadline_routes import router as deadline_router
 from app.unlearning.routes import router as unlearning_router
 from app.unlearning.schemas import UnlearningIn, UnlearningWithSamplesIn
 from app.webhooks.routes import router as webhooks_router
@@ -39,6 +41,7 @@ _PARSED: tuple[type[BaseModel], ...] = (
     WebhookIn,
     WebhookChangesIn,
     RotationIn,
+    *DEADLINE_BODIES,
 )
 
 
@@ -77,6 +80,7 @@ def assemble() -> FastAPI:
         registry_router,
         budget_router,
         unlearning_router,
+        deadline_router,
         evidence_router,
         webhooks_router,
         health.router,

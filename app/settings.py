@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.unlearning.deadline_calendar import make_calendar
 from core.vocabulary import Anchor
 
 
@@ -186,6 +187,28 @@ class Settings(KeySettings):
         description="What becomes of the weights that logistic statistics or a sketch were"
         " collected at, where a manifest does not say",
     )
+
+    deadline_time_zone: str = Field(
+        "UTC", description="Time zone, by its IANA name, whose days the deadlines of requests end"
+    )
+    deadline_holidays: str | None = Field(
+        None,
+        description="Country, or part of one, whose public holidays move a deadline on: an ISO 3166"
+        " code such as DE or DE-BY; none: weekends alone do",
+    )
+    deadline_further_holidays: str = Field(
+        "", description="Further dates that are no working days: 2026-12-24,2026-12-31"
+    )
+    at_risk_days: int = Field(
+        7, ge=0, le=90, description="A deadline so many days away, or fewer, is at risk"
+    )
+
+    @model_validator(mode="after")
+    def _require_calendar(self) -> Self:
+        make_calendar(
+            self.deadline_time_zone, self.deadline_holidays, self.deadline_further_holidays
+        )
+        return self
 
     @field_validator("webhook_allow_private_networks", "webhook_ports", mode="before")
     @classmethod

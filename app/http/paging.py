@@ -1,6 +1,5 @@
 """Cursor paging: `?limit=&cursor=`, the cursor being what `next_cursor` of the page before said."""
 
-import uuid
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query
@@ -37,14 +36,22 @@ def fetch_page(
     *,
     limit: int,
     cursor: str | None,
-    ordered_by: type[int | uuid.UUID],
+    ordered_by: type | tuple[type, ...],
 ) -> tuple[list[Row], str | None]:
     """Return one page of an ordered statement, and the cursor of the next one if there is one.
+
+    Args:
+        session: Where to look.
+        statement: What to look for.
+        limit: How many items the page has at most.
+        cursor: Where it begins; None for the first page.
+        ordered_by: Type of the column that the statement is ordered by; several in their order.
 
     Raises:
         InvalidInputError: The cursor is none of ours.
     """
-    place = None if cursor is None else _read_cursor(cursor, ordered_by)
+    kinds = ordered_by if isinstance(ordered_by, tuple) else (ordered_by,)
+    place = None if cursor is None else _read_cursor(cursor, kinds)
     try:
         page: Any = select_page(session, statement, per_page=limit, after=place)
     except DataError as error:  # a number that the column cannot hold
@@ -53,13 +60,13 @@ def fetch_page(
     return [row for (row,) in page], following
 
 
-def _read_cursor(cursor: str, ordered_by: type[int | uuid.UUID]) -> tuple[Any, ...]:
+def _read_cursor(cursor: str, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     try:
         place, backwards = unserialize_bookmark(cursor)
-    except (BadBookmark, ValueError, KeyError, IndexError):
+    except (BadBookmark, ValueError, KeyError, IndexError, OverflowError):
         place, backwards = None, False
     # A value of another type would only fail inside the database.
-    if not place or backwards or len(place) != 1 or type(place[0]) is not ordered_by:
+    if not place or backwards or tuple(map(type, place)) != kinds:
         raise _foreign(cursor)
     return tuple(place)
 

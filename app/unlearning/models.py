@@ -15,9 +15,12 @@ class RequestState(enum.StrEnum):
     """The life of an unlearning request (DESIGN): queued -> running -> one of the final states."""
 
     QUEUED = "queued"
+    # Back to queued, or ended. A state of its own, since whatever takes from the queue takes what
+    # is queued: nothing can claim what is in doubt.
+    IDENTITY_CHECK = "identity_check"
     RUNNING = "running"
     COMPLETED = "completed"
-    REFUSED = "refused"  # a gate failed; weights unchanged
+    REFUSED = "refused"  # a gate failed, or the controller rejected it; weights unchanged
     FAILED = "failed"  # something broke; weights unchanged
     CANCELLED = "cancelled"
 
@@ -25,6 +28,9 @@ class RequestState(enum.StrEnum):
 FINAL_STATES = frozenset(
     {RequestState.COMPLETED, RequestState.REFUSED, RequestState.FAILED, RequestState.CANCELLED}
 )
+# Nobody has begun: it can be cancelled, or rejected by the controller.
+WAITING_STATES = frozenset({RequestState.QUEUED, RequestState.IDENTITY_CHECK})
+OPEN_STATES = WAITING_STATES | {RequestState.RUNNING}
 
 
 class UnlearningRequest(Base):
@@ -33,11 +39,13 @@ class UnlearningRequest(Base):
     __tablename__ = "unlearning_request"
     __table_args__ = (
         CheckConstraint(
-            "state IN ('queued', 'running', 'completed', 'refused', 'failed', 'cancelled')",
+            "state IN ('queued', 'identity_check', 'running', 'completed', 'refused', 'failed',"
+            " 'cancelled')",
             name="state",
         ),
         Index("ix_unlearning_request_queue", "arrival", postgresql_where=text("state = 'queued'")),
         Index("ix_unlearning_request_model_id_arrival", "model_id", "arrival"),
+        Index("ix_unlearning_request_due_at_arrival", "due_at", "arrival"),
     )
 
     id: Mapped[Id]
@@ -63,6 +71,10 @@ class UnlearningRequest(Base):
     failure: Mapped[dict[str, Any] | None]  # cause, detail
     resulting_revision: Mapped[int | None]
     created_at: Mapped[CreatedAt]
+    # When the controller got it, which may be long before this service did: its clock starts then.
+    received_at: Mapped[CreatedAt]
+    due_at: Mapped[datetime.datetime | None]  # None while the clock stands still
+    extension_months: Mapped[int] = mapped_column(default=0, server_default="0")
     started_at: Mapped[datetime.datetime | None]
     finished_at: Mapped[datetime.datetime | None]
 

@@ -34,7 +34,9 @@ from app.registry import samples
 from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.unlearning import repository, service
-from app.unlearning.models import RequestState, UnlearningRequest
+from app.unlearning.deadline_routes import DeadlineFilterDep
+from app.unlearning.deadline_views import ViewsDep
+from app.unlearning.models import RequestState
 from app.unlearning.schemas import UnlearningIn, UnlearningOut, UnlearningWithSamplesIn
 
 router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])
@@ -93,6 +95,7 @@ def create_request(
     keys: KeysDep,
     queue: QueueDep,
     settings: SettingsDep,
+    views: ViewsDep,
 ) -> Response:
     """Ask for samples to be forgotten. Answers before the work is done: poll the request."""
     wanted = _parse(upload)
@@ -110,35 +113,40 @@ def create_request(
             actor=caller.actor,
         )
         headers = {"Location": f"{router.prefix}/{request.id}", "Retry-After": str(RETRY_SECONDS)}
-        return JSONResponse(_show(request).model_dump(mode="json"), 202, headers)
+        return JSONResponse(views.show_new(request).model_dump(mode="json"), 202, headers)
 
     return idempotency.once(answer)
 
 
 @router.get("", responses=responses())
 def list_requests(
+    *,
     _caller: Reader,
     session: SessionDep,
+    views: ViewsDep,
+    deadline: DeadlineFilterDep,
     model_id: Annotated[uuid.UUID | None, Query(description="Only of this model.")] = None,
     state: Annotated[RequestState | None, Query(description="Only in this state.")] = None,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Page[UnlearningOut]:
-    """List unlearning requests, newest first."""
+    """List unlearning requests, newest first or by their deadlines."""
     requests, following = fetch_page(
         session,
-        repository.list_requests(model_id, state),
+        deadline.apply(repository.list_requests(model_id, state), views),
         limit=limit,
         cursor=cursor,
-        ordered_by=int,
+        ordered_by=deadline.ordered_by,
     )
-    return Page(items=[_show(request) for request in requests], next_cursor=following)
+    return Page(items=[views.show(request) for request in requests], next_cursor=following)
 
 
 @router.get("/{request_id}", responses=responses(RequestNotFoundError))
-def get_request(request_id: uuid.UUID, _caller: Reader, session: SessionDep) -> UnlearningOut:
+def get_request(
+    request_id: uuid.UUID, _caller: Reader, session: SessionDep, views: ViewsDep
+) -> UnlearningOut:
     """Return an unlearning request as it stands."""
-    return _show(service.get(session, request_id))
+    return views.show(service.get(session, request_id))
 
 
 @router.post(
@@ -152,17 +160,19 @@ def get_request(request_id: uuid.UUID, _caller: Reader, session: SessionDep) -> 
     ),
 )
 def cancel_request(
+    *,
     request_id: uuid.UUID,
     caller: UnlearningWriter,
     idempotency: EmptyIdempotencyDep,
     session: SessionDep,
     store: StoreDep,
+    views: ViewsDep,
 ) -> Response:
-    """Cancel a queued request; its samples are destroyed."""
+    """Cancel a request that nobody has begun to compute; its samples are destroyed."""
 
     def answer() -> Response:
         request = service.cancel(session, store, request_id, actor=caller.actor)
-        return JSONResponse(_show(request).model_dump(mode="json"))
+        return JSONResponse(views.show(request).model_dump(mode="json"))
 
     return idempotency.once(answer)
 
@@ -179,7 +189,3 @@ def _read_samples(upload: Upload, wanted: UnlearningIn, manifest: Manifest) -> S
         given = wanted.samples
         return samples.from_lists(given.x, given.y, manifest, field="samples")
     return samples.from_file(upload.parts["samples"], manifest, field="samples")
-
-
-def _show(request: UnlearningRequest) -> UnlearningOut:
-    return UnlearningOut.model_validate(request)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
 
 from app.evidence.records.schemas import LegalGround
 from app.registry.schemas import Declared, Number, Positive, Text
+from app.unlearning.deadline_schemas import Moment, RejectionOut, StandingOut
 from app.unlearning.models import RequestState
 from core.options import SdpSolver
 from core.vocabulary import Floor, Method, PerturbationLaw, Prior, RefusalCause, Tier
@@ -91,6 +92,13 @@ class UnlearningIn(Declared):
             " erases on; copied into the evidence, and not judged",
         ),
     ] = None
+    received_at: Annotated[
+        Moment | None,
+        Field(
+            description="When the person's request reached the controller, from which the deadline"
+            " is counted (Art. 12(3) GDPR); by default now"
+        ),
+    ] = None
 
 
 class UnlearningWithSamplesIn(UnlearningIn):
@@ -129,10 +137,8 @@ class RefusalOut(BaseModel):
     gates: list[GateOut] = []
 
 
-class UnlearningOut(BaseModel):
+class UnlearningOut(StandingOut):
     """An unlearning request as it stands."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     id: uuid.UUID
     model_id: uuid.UUID
@@ -147,7 +153,7 @@ class UnlearningOut(BaseModel):
     attempts: int
     progress: ProgressOut | None
     result: dict[str, Any] | None
-    refusal: RefusalOut | None
+    refusal: RefusalOut | RejectionOut | None
     failure: dict[str, Any] | None
     resulting_revision: int | None
     created_at: datetime.datetime

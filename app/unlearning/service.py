@@ -29,6 +29,7 @@ from app.errors import (
     RequestNotFoundError,
 )
 from app.evidence import service as evidence
+from app.evidence._fields import write_time
 from app.jobs import JobQueue
 from app.registry import policy, samples
 from app.registry import repository as registry_repository
@@ -37,9 +38,15 @@ from app.registry.models import Model, ModelState, Revision
 from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.settings import Settings
+from app.unlearning import deadline_periods, repository
 from app.unlearning import digests as keyed_digests
-from app.unlearning import repository
-from app.unlearning.models import RequestState, UnlearningJob, UnlearningRequest
+from app.unlearning.deadline_models import CheckOutcome
+from app.unlearning.models import (
+    WAITING_STATES,
+    RequestState,
+    UnlearningJob,
+    UnlearningRequest,
+)
 from app.unlearning.schemas import UnlearningIn
 from app.webhooks import outbox
 from app.webhooks.models import WebhookEvent
@@ -103,6 +110,7 @@ def create(
     revision = registry.current_revision(session, model)
     samples.require_fewer(len(forget), revision.n_samples, field="samples.x")
     method = _choose_method(wanted, model, revision, manifest)
+    received_at, due_at = deadline_periods.begin(session, settings, wanted.received_at)
     key = os.urandom(KEY_BYTES)
     request = UnlearningRequest(
         id=new_id(),
@@ -118,6 +126,9 @@ def create(
             session, ArtifactKind.FORGET_SAMPLES, samples.to_bytes(forget)
         ).id,
         state=RequestState.QUEUED,
+        received_at=received_at,
+        due_at=due_at,
+        extension_months=0,
         attempts=0,
     )
     request.wrapped_commitment_key = keys.wrap(key, f"lethe/sample-commitment/{request.id}")
@@ -132,6 +143,8 @@ def create(
         options=request.options,
         sample_count=request.sample_count,
         sample_commitment=request.sample_commitment,
+        received_at=write_time(received_at),
+        due_at=write_time(due_at),
     )
     queue.ring(session)
     return request
@@ -159,6 +172,18 @@ def get(session: Session, request_id: uuid.UUID) -> UnlearningRequest:
     return request
 
 
+def lock(session: Session, request_id: uuid.UUID) -> UnlearningRequest:
+    """Return a request as it is now, locked until the transaction ends.
+
+    Raises:
+        RequestNotFoundError: There is none with this id.
+    """
+    request = repository.lock_request(session, request_id)
+    if request is None:
+        raise _not_found(request_id)
+    return request
+
+
 def cancel(
     session: Session, store: ArtifactStore, request_id: uuid.UUID, *, actor: str
 ) -> UnlearningRequest:
@@ -168,21 +193,39 @@ def cancel(
         RequestNotFoundError: There is none with this id.
         RequestNotCancellableError: It is running or has ended.
     """
-    request = repository.lock_request(session, request_id)
-    if request is None:
-        raise _not_found(request_id)
+    request = lock(session, request_id)
     if request.state == RequestState.CANCELLED:
         return request
-    if request.state != RequestState.QUEUED:
+    if request.state not in WAITING_STATES:
         raise RequestNotCancellableError(
             f"unlearning request {request_id} is {request.state}",
             field="request_id",
-            remedy="Only queued requests can be cancelled.",
+            remedy="Only requests that nobody has begun to compute can be cancelled.",
         )
-    _end(session, request, RequestState.CANCELLED)
-    _shred(session, store, request)
+    end_waiting(session, store, request, RequestState.CANCELLED, CheckOutcome.ENDED)
     _log(session, request, "cancelled", actor=actor)
     return request
+
+
+def end_waiting(
+    session: Session,
+    store: ArtifactStore,
+    request: UnlearningRequest,
+    state: RequestState,
+    outcome: CheckOutcome,
+) -> None:
+    """End a request that nobody has begun, locked: its samples are shredded, its clock stops.
+
+    Args:
+        session: Its commit ends the request.
+        store: Where the samples are.
+        request: The request.
+        state: What it ends as.
+        outcome: How a check of the identity ends that it was waiting for.
+    """
+    deadline_periods.stop(session, request, outcome)
+    _end(session, request, state)
+    _shred(session, store, request)
 
 
 # The worker's side

@@ -15,7 +15,8 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    name: (ROOT / "docs" / name).read_text() for name in ("evidence.md", "gdpr.md", "webhooks.md")
+    name: (ROOT / "docs" / name).read_text()
+    for name in ("evidence.md", "gdpr.md", "webhooks.md", "deadlines.md")
 }
 
 # Of files that are mounted or of shells, not of the service.

@@ -29,10 +29,13 @@ _FOR_REQUESTS = "unlearning-request."
 _STATES = {
     "started": ("running", {"queued"}),
     "requeued": ("queued", {"running"}),
+    "identity-check-begun": ("identity_check", {"queued"}),
+    "identity-confirmed": ("queued", {"identity_check"}),
     "completed": ("completed", {"running"}),
-    "refused": ("refused", {"running"}),
+    # By a gate while it ran, or by the controller before.
+    "refused": ("refused", {"queued", "identity_check", "running"}),
     "failed": ("failed", {"queued", "running"}),  # queued: no attempt was left
-    "cancelled": ("cancelled", {"queued"}),
+    "cancelled": ("cancelled", {"queued", "identity_check"}),
 }
 _FINAL = {"completed", "refused", "failed", "cancelled"}
 _KEYS_DESTROYED = "artifact.keys-destroyed"
