@@ -114,20 +114,29 @@ class Sweeper:
     def _run(self) -> None:
         cleaned_at = float("-inf")
         while True:
-            try:
-                sweep(self._services)
-                if time.monotonic() - cleaned_at > CLEANING_SECONDS:
-                    clean(self._services)
-                    cleaned_at = time.monotonic()
-                self._anchoring.turn()
-                self._webhooks.turn()
-            except OperationalError as error:
-                logger.warning("sweep.database_away", error=str(error))
-            except Exception:
-                # Whatever it was may pass; a sweeper that has died does not come back.
-                logger.exception("sweep.failed")
+            _survive(lambda: sweep(self._services))
+            if time.monotonic() - cleaned_at > CLEANING_SECONDS and _survive(
+                lambda: clean(self._services)
+            ):
+                cleaned_at = time.monotonic()
+            _survive(self._anchoring.turn)
+            _survive(self._webhooks.turn)
             if self._stopped.wait(self._services.settings.sweep_seconds):
                 return
+
+
+def _survive(act: Callable[[], None]) -> bool:
+    """Do one thing, and return whether it went well: what stands against it stops no other."""
+    try:
+        act()
+    except OperationalError as error:
+        logger.warning("sweep.database_away", error=str(error))
+        return False
+    except Exception:
+        # Whatever it was may pass; a sweeper that has died does not come back.
+        logger.exception("sweep.failed")
+        return False
+    return True
 
 
 class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped

@@ -120,7 +120,8 @@ class VerificationIn(Strict):
     """A bundle to verify, and what to hold it against."""
 
     bundle: Mapping[str, Any] = Field(description="As downloaded")
-    weights_sha256: tuple[Sha256, ...] = Field(
+    # Each is looked for in the record anew: thousands would keep a server busy for minutes.
+    weights_sha256: Annotated[tuple[Sha256, ...], Field(max_length=16)] = Field(
         (), description="Digests of weight files that the record is said to be about"
     )
     since: str | None = Field(None, description="An older checkpoint's note, kept by whoever asks")

@@ -127,7 +127,8 @@ CAUSES_1 = (
 )
 CAUSES_2 = (*CAUSES_1, "forget-set-skewed", "budget-spent", "retraining-required")
 OVERCLAIM = re.compile(
-    r"gdpr\W*complian|complian\w*\W+(?:with|to)\W+(?:the\W+)?gdpr|contains? nothing", re.IGNORECASE
+    r"gdpr\W*complian|complian\w{0,12}\W+(?:with|to)\W+(?:the\W+)?gdpr|contains? nothing",
+    re.IGNORECASE,
 )
 
 
@@ -1081,6 +1082,7 @@ def check_inclusion_1(bundle):
 
 
 def check_checkpoint_1(bundle, keys):
+    need(not any(key["origin"] for key in keys), "whoever knows keys of logs asks for their notes")
     key = key_of_record(bundle["checkpoint"], keys)
     document(open_envelope(bundle["checkpoint"], key, CHECKPOINT), checkpoint_shape)
     need(not key["compromised"], "compromised")
@@ -1098,6 +1100,14 @@ def check_inclusion(bundle):
 
 def check_checkpoint(bundle, keys, is_kept):
     _checkpoint, signers = open_checkpoint(read_proof(bundle["proof"])[2], keys)
+    with contextlib.suppress(BadBundleError):
+        time_ = document(bundle["entry"].encode("utf-8"), entry_shape)["time"]
+        signers = [
+            key
+            for key in signers
+            if all(end is None or time_ <= end for end in (key["valid_until"], key["revoked_at"]))
+        ]
+    need(signers, "signed by a key that had ended before the entry was written")
     need(is_kept or not all(key["compromised"] for key in signers), "compromised")
 
 

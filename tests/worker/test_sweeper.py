@@ -167,6 +167,28 @@ def test_the_sweeper_goes_on_after_a_sweep_that_failed(make_services, monkeypatc
     assert len(sweeps) == stopped_at
 
 
+@pytest.mark.parametrize("failing", ["sweep", "clean"])
+def test_what_stands_against_one_task_keeps_no_other_from_its_turn(services, monkeypatch, failing):
+    turns = dict.fromkeys(("sweep", "clean", "anchor"), 0)
+
+    def counted(name):
+        def act(*_):
+            turns[name] += 1
+            if name == failing:
+                raise ConnectionError("the broker, or the bucket of artifacts")
+
+        return act
+
+    monkeypatch.setattr(sweeper, "sweep", counted("sweep"))
+    monkeypatch.setattr(sweeper, "clean", counted("clean"))
+    monkeypatch.setattr(sweeper.Anchoring, "turn", counted("anchor"))
+    thread = Sweeper(services)
+    thread.start()
+    wait_until(lambda: turns["sweep"] > 2)
+    thread.stop()
+    assert all(turns.values()), turns
+
+
 def test_blobs_without_a_key_are_cleaned_up(services, tmp_path):
     with services.sessions() as session:
         artifact = services.store.put(session, ArtifactKind.WEIGHTS, b"never committed")

@@ -87,8 +87,13 @@ class KeyHistory:
     public_key: str
     origin: str | None = None
     valid_from: str | None = None
+    valid_until: datetime.datetime | None = None  # at the latest: ends are fixed, then logged
     is_revoked: bool = False
     is_compromised: bool = False
+
+    def end(self, time: datetime.datetime) -> None:
+        """Let it count no longer than until then."""
+        self.valid_until = time if self.valid_until is None else min(time, self.valid_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +312,8 @@ class History:
         ):
             what = "introduces this key, and the one that it replaces has not endorsed it"
             self._break(key_id, index, what, "signing key")
+        if replaced is not None:
+            replaced.end(_time(payload["replaced_valid_until"]))
         self._keep_key(key_id, payload, origin)
 
     def _keep_key(self, key_id: str, payload: dict[str, Any], origin: str | None) -> None:
@@ -317,11 +324,16 @@ class History:
     def _revoked(self, entry: dict[str, Any], _index: int) -> None:
         if (key := self.keys.get(entry["subject"]["signing_key"])) is not None:
             key.is_revoked = True
+            key.end(_time(entry["time"]))
             key.is_compromised |= entry["payload"]["compromised"]
 
     def _closed(self, entry: dict[str, Any], _index: int) -> None:
         if (key := self.keys.get(entry["payload"]["compromised"]["id"])) is not None:
             key.is_revoked = key.is_compromised = True
+            key.end(_time(entry["time"]))
+        for key in self.keys.values():
+            if key.origin is not None and key.origin == entry["subject"]["origin"]:
+                key.end(_time(entry["time"]))
 
     def _opened(self, entry: dict[str, Any], _index: int) -> None:
         origin = entry["subject"]["origin"]
@@ -518,6 +530,13 @@ def check_keys(session: Session, history: History) -> Iterator[Finding]:
             pairs["valid_from"] = (write_time(key.valid_from), logged.valid_from)
         if differing := _differences(pairs):
             yield _contradiction(where, differing)
+        end = logged.valid_until
+        if problem := _misdated(
+            key.valid_until,
+            None if end is None else end - LONGEST_TRANSACTION,
+            None if end is None else write_time(end),
+        ):
+            yield _contradiction(where, f"Its valid_until {problem}.")
     for key_id in history.keys.keys() - seen - history.doubtful:
         yield _contradiction(
             f"signing key {key_id[:_SHOWN]}", "The log introduced this key, and it is gone."

@@ -211,6 +211,11 @@ class TrustedKeys:
             f" {given}"
         )
 
+    @property
+    def has_logs(self) -> bool:
+        """Whether any key for checkpoints was given."""
+        return bool(self._checkpoints)
+
     def of_log(self, origin: str) -> dict[NoteKey, TrustedKey]:
         """Return the keys that may sign checkpoints of a log.
 

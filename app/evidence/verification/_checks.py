@@ -19,6 +19,8 @@ from app.evidence.records.statements import (
 from app.evidence.transparency.notes import Checkpoint
 
 _LONGEST_FINDING = 300
+_LONG_AGO = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+_NEVER = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 _SHOWN = 16  # digits of a digest that tell it from all others at hand
 
 
@@ -138,18 +140,45 @@ def _require_kept(name: str, kept: Checkpoint | None) -> str:
     )
 
 
-def require_checkpoint_key(signers: Sequence[TrustedKey], kept: Checkpoint | None) -> str:
+def require_checkpoint_key(
+    signers: Sequence[TrustedKey], entry: str, kept: Checkpoint | None
+) -> str:
     """Return what has to be said of the keys that signed a checkpoint.
+
+    Args:
+        signers: Trusted keys of its log.
+        entry: Body of an entry that it covers, and so was signed after.
+        kept: A checkpoint that the verifier kept, where it is shown to cover that entry.
 
     Raises:
         ValueError: None of them counts.
     """
-    sound = [key for key in signers if not key.compromised]
+    time = _time_of(entry)
+    counting = [key for key in signers if time <= _end_of(key)]
+    if not counting:
+        raise ValueError(
+            f"the key {signers[0].id[:_SHOWN]} counted until {write_time(_end_of(signers[0]))}, and"
+            " the checkpoint covers an entry that was written after"
+        )
+    sound = [key for key in counting if not key.compromised]
     if not sound:
-        return _require_kept(f"the key {signers[0].id[:_SHOWN]}", kept)
+        return _require_kept(f"the key {counting[0].id[:_SHOWN]}", kept)
     if all(key.revoked_at is not None for key in sound):
         return " The key was revoked since, and not as compromised."
     return ""
+
+
+def _time_of(entry: str) -> datetime.datetime:
+    """Return when an entry was written; long ago if it cannot be read: a check of its own."""
+    try:
+        return read_document(EntryStatement, entry.encode()).time
+    except ValueError:
+        return _LONG_AGO
+
+
+def _end_of(key: TrustedKey) -> datetime.datetime:
+    ends = (end for end in (key.valid_until, key.revoked_at) if end is not None)
+    return min(ends, default=_NEVER)
 
 
 def check_statement(envelope: SignedEnvelope) -> Check:
@@ -206,5 +235,7 @@ def plain(finding: object) -> str:
     if isinstance(finding, ValidationError):
         first = finding.errors(include_url=False, include_input=False)[0]
         text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    # Cut before and after: what is quoted may be as long as the file.
+    text = text.rstrip(".")[:_LONGEST_FINDING]
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return shown.rstrip(".")[:_LONGEST_FINDING]

@@ -123,7 +123,7 @@ class _Verification:
     def _check_checkpoint(self, *, has_roots: bool) -> Check:
         def look() -> str:
             checkpoint, signers = self._open(self._proof().checkpoint)
-            remark = require_checkpoint_key(signers, self._kept)
+            remark = require_checkpoint_key(signers, self._bundle.entry, self._kept)
             return (
                 f"The checkpoint of the log {plain(checkpoint.origin)!r} was signed with a key that"
                 f" was given for it.{remark}{self._say_of_timestamp(has_roots=has_roots)}"

@@ -1,7 +1,8 @@
 """Verifying bundles of before the Merkle tree, whose log was a chain of hashes.
 
 Nothing writes these any more. Their checkpoint is of the log as it ended with the record's entry,
-and signed with the key of the records.
+and signed with the key of the records. So whoever steals that key can make such a file about
+anything, log and all: they count only for whoever was given no key that a log needs to have.
 """
 
 from collections.abc import Sequence
@@ -79,13 +80,20 @@ def _check_inclusion(bundle: Bundle) -> Check:
 
 def _check_checkpoint(bundle: Bundle, keys: TrustedKeys) -> Check:
     def look() -> str:
+        if keys.has_logs:
+            raise ValueError(
+                "it is of the first format, whose checkpoints the key for records signed, and keys"
+                " for checkpoints were given, which a thief of that key does not have: download the"
+                " record again, or give the key for records alone (PEM) if that is to be enough"
+            )
         key = keys.of_record(bundle.checkpoint.signatures[0].keyid)
         key.verifier().open(bundle.checkpoint, CHECKPOINT_TYPE)
         if key.compromised:
             raise ValueError("its key is marked as compromised, so others may have signed with it")
         checkpoint = _checkpoint(bundle)
         return (
-            f"The checkpoint of the log {plain(checkpoint.origin)!r} was signed with a given key."
+            f"The checkpoint of the log {plain(checkpoint.origin)!r} was signed with a given key,"
+            " which is one for records: who has that can make such a file, log and all."
             f" It gives its time as {checkpoint.time.isoformat()}."
         )
 

@@ -213,6 +213,8 @@ def test_a_certificate_is_verified_by_the_service_too_and_a_tampered_one_is_not(
     answer = api.post("/v1/certificates/verify", json=body)
     assert not answer.json()["ok"]
     assert "signature" in {check["name"] for check in answer.json()["checks"] if not check["ok"]}
+    many = api.post("/v1/certificates/verify", json=body | {"weights_sha256": [NEW_WEIGHTS] * 17})
+    assert (many.status_code, many.json()["field"]) == (422, "weights_sha256")
     refused = api.post("/v1/certificates/verify", json={"bundle": []})
     assert (refused.status_code, refused.json()["field"]) == (422, "bundle")
 

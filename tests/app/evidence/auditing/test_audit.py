@@ -789,6 +789,32 @@ def test_a_rotated_and_a_revoked_key_pass(sessions, grow, notary, look):
     assert look() == []
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE signing_key SET valid_until = NULL WHERE id = :id",
+        "UPDATE signing_key SET valid_until = valid_until + interval '1 year' WHERE id = :id",
+        "UPDATE signing_key SET valid_until = valid_from WHERE id = :id",
+    ],
+)
+def test_a_key_that_counts_for_another_time_than_the_log_says_is_found(
+    sessions, grow, look, attack, statement
+):
+    grow()
+    old = Ed25519PrivateKey.generate()
+    with sessions.begin() as session:
+        log.lock_open_log(session).origin = ORIGIN
+        keyring.require_active(session, KeyRole.RECORDS, Signer(old), log.lock_open_log(session))
+        new = Ed25519PrivateKey.generate().public_key()
+        week = datetime.timedelta(days=7)
+        keyring.rotate(session, KeyRole.RECORDS, old, new, overlap=week, first_origin=ORIGIN)
+    assert look() == []
+    attack(statement, id=key_id_of(old.public_key()))
+    ((code, sentence),) = look()
+    assert code == "state-contradicts-log"
+    assert "valid_until" in sentence
+
+
 def introduce(session, key, event, **more):
     """Put a key into the registry as somebody does who can only write to the database."""
     public = key.public_key()

@@ -286,6 +286,21 @@ def test_a_compromised_key_of_checkpoints_counts_where_a_kept_one_covers_the_rec
     ]
 
 
+@pytest.mark.parametrize("limit", ["valid_until", "revoked_at"])
+def test_a_key_that_had_ended_signs_no_checkpoint_of_what_came_after(log, limit):
+    index, second = place_of("certificate"), key_named("second")
+    ended = listed(LOG_KEY, ORIGIN, **{limit: BEFORE})  # and the entry was written later
+    checks = agree(log.bundle(index), key_list(listed(RECORD_KEY), ended))
+    assert failed(checks) == ["checkpoint"]
+    assert "covers an entry that was written after" in sentence(checks, "checkpoint")
+    path = LogProof.parse(log.bundle(index)["proof"]).hashes
+    both = log.bundle(index, proof=LogProof(index, path, log.note(25, LOG_KEY, second)).text())
+    keys = key_list(listed(RECORD_KEY), ended, listed(second, ORIGIN))
+    assert failed(agree(both, keys)) == []
+    later = listed(LOG_KEY, ORIGIN, **{limit: AFTER})
+    assert failed(agree(log.bundle(index), key_list(listed(RECORD_KEY), later))) == []
+
+
 def test_a_checkpoint_needs_one_sound_key_and_no_false_signature(log):
     index, second = place_of("certificate"), key_named("second")
     compromised = listed(LOG_KEY, ORIGIN, revoked_at=AFTER, compromised=True)

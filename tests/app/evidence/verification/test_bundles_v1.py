@@ -19,10 +19,12 @@ from app.evidence.verification.formats_v1 import CHECKPOINT_TYPE, GENESIS, chain
 from tests.reference.bundles import (
     AFTER,
     BEFORE,
+    KEYS,
     LOG_KEY,
     ORIGIN,
     RECORD_KEY,
     STRANGER,
+    UNLIMITED,
     Log,
     agree,
     failed,
@@ -108,8 +110,20 @@ def test_a_sample_is_signed_with_its_key_and_no_other():
 
 def test_a_kept_checkpoint_cannot_be_compared_with_a_sample():
     checks = agree(FILES[0].read_bytes(), KEY, vkey_of(LOG_KEY).encode(), since=Log().note(0))
-    assert failed(checks) == ["consistency"]
+    assert failed(checks) == ["checkpoint", "consistency"]
     assert "download the record again" in sentence(checks, "consistency")
+
+
+@pytest.mark.parametrize("keys", [(KEYS,), UNLIMITED])
+def test_a_thief_of_the_key_for_records_cannot_do_without_the_key_of_the_log(estimate, keys):
+    # Everything in a file of the first format is signed with the one key that he has.
+    checks = agree(forge(estimate), *keys)
+    assert failed(checks) == ["checkpoint"]
+    assert "a thief of that key does not have" in sentence(checks, "checkpoint")
+    # Who has that key alone takes the log on its word, as with the release that wrote such files.
+    checks = agree(forge(estimate), OWN)
+    assert failed(checks) == []
+    assert "can make such a file, log and all" in sentence(checks, "checkpoint")
 
 
 # Bundles of the same form, made with a key that is at hand
