@@ -32,6 +32,15 @@ def _write_error(stream: TextIO, error: ExcInfo) -> None:
     stream.write("\n" + _without_numbers("".join(traceback.format_exception(value))))
 
 
+HTTP_REQUEST_ID = "http_request_id"
+
+
+def current_request_id() -> str | None:
+    """Return the id of the HTTP request that this runs in; None outside of any."""
+    found = structlog.contextvars.get_contextvars().get(HTTP_REQUEST_ID)
+    return None if found is None else str(found)
+
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,

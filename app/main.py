@@ -16,6 +16,9 @@ from app.evidence.routes import router as evidence_router
 from app.http import health, problems
 from app.http.middleware import BodyLimit, RequestContext
 from app.logging import configure_logging
+from app.metrics.exposition import Metrics
+from app.metrics.requests import RequestMetrics
+from app.metrics.routes import router as metrics_router
 from app.process import forbid_core_dumps
 from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
@@ -60,7 +63,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = assemble()
     app.state.services = Services.from_settings(settings)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext)  # the outermost: 413 and 500 get an id, too
+    app.add_middleware(RequestContext)  # around all that answers: 413 and 500 get an id, too
+    app.state.metrics = Metrics(settings)
+    app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     return app
 
 
@@ -84,6 +89,7 @@ def assemble() -> FastAPI:
         evidence_router,
         webhooks_router,
         health.router,
+        metrics_router,
     ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's way to extend it

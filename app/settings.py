@@ -188,6 +188,12 @@ class Settings(KeySettings):
         " collected at, where a manifest does not say",
     )
 
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What GET /metrics asks for as a bearer token; without one it answers nobody",
+    )
+
     deadline_time_zone: str = Field(
         "UTC", description="Time zone, by its IANA name, whose days the deadlines of requests end"
     )

@@ -4,15 +4,11 @@ PostgreSQL is the queue; a message only makes a worker look there. So nothing he
 messages reliable: no late acknowledgement, no results, no redelivery.
 """
 
-import logging
-from typing import Any
-
-from celery import Celery, signals
+from celery import Celery
 
 from app.jobs import QUEUE, broker_url
-from app.logging import configure_logging
-from app.process import forbid_core_dumps
 from app.settings import get_settings
+from worker import signals as _signals  # noqa: F401 - connects them
 from worker.sweeper import SweeperStep
 
 app = Celery("lethe", broker=broker_url(get_settings().redis_url), include=["worker.tasks"])
@@ -40,16 +36,3 @@ app.conf.update(
     worker_enable_remote_control=True,  # answers `ping` at start-up
 )
 app.steps["worker"].add(SweeperStep)
-
-
-@signals.setup_logging.connect  # type: ignore[untyped-decorator]  # Celery is untyped
-def _configure_logging(loglevel: int | str | None = None, **_: Any) -> None:
-    """Log as the API does, instead of Celery's way."""
-    configure_logging(loglevel if isinstance(loglevel, int) else logging.INFO)
-
-
-@signals.worker_init.connect  # type: ignore[untyped-decorator]  # Celery is untyped
-@signals.worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery is untyped
-def _forbid_core_dumps(**_: Any) -> None:
-    """Keep what the main process and the pool's children compute on out of crash dumps."""
-    forbid_core_dumps()

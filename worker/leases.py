@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from app.errors import LeaseLostError
 from app.services import Services
 from app.unlearning import service
+from worker import log_context
 
 BEATS_A_LEASE = 4
 PROGRESS_SECONDS = 0.2  # progress is written at most so often
@@ -60,7 +61,7 @@ class Heartbeat:
         self._news = threading.Event()
         self._done = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job_id}", daemon=True)
+        self._thread = log_context.thread(self._beat, name=f"lease-{job_id}")
 
     def report(self, stage: str, fraction: float) -> None:
         """Take the progress of the computation, to be written soon.

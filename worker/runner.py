@@ -28,7 +28,7 @@ from core.results import Refused, Unlearned
 from core.serialization import dump_statistics, dump_weights
 from core.statistics import LogisticStatistics
 from core.vocabulary import Anchor, RefusalCause, Standing
-from worker import loading, records
+from worker import loading, log_context, records
 from worker.leases import Heartbeat, insist
 from worker.loading import Work
 
@@ -40,6 +40,11 @@ def run_next(services: Services) -> bool:
     job = _claim(services)
     if job is None:
         return False
+    with insist(services, partial(log_context.of_job, services, job)):
+        return _run(services, job)
+
+
+def _run(services: Services, job: UnlearningJob) -> bool:
     log = logger.bind(job_id=str(job.id), model_id=str(job.model_id))
     try:
         with Heartbeat(services, job.id) as heartbeat:

@@ -21,6 +21,7 @@ from app.evidence.transparency.anchors import Anchoring
 from app.services import Services
 from app.unlearning import service
 from app.webhooks.delivery import Deliveries
+from worker import log_context
 from worker.records import issue_failure_if_possible
 from worker.services import get_services
 
@@ -37,14 +38,16 @@ def sweep(services: Services) -> None:
 
     def requeue(session: Session, job_id: uuid.UUID) -> None:
         if (request := service.requeue_lost(session, job_id)) is not None:
-            budget.release(session, request.model_id, job_id=job_id, request_id=request.id)
-            logger.warning("request.lost_its_worker", request_id=str(request.id))
+            with log_context.of_request(request, job_id):
+                budget.release(session, request.model_id, job_id=job_id, request_id=request.id)
+                logger.warning("request.lost_its_worker")
 
     def end(session: Session, request_id: uuid.UUID) -> None:
         request = service.fail_exhausted(session, services.store, request_id, max_attempts=most)
         if request is not None:
-            logger.warning("request.attempts_exhausted", request_id=str(request.id))
-            issue_failure_if_possible(session, services, request, request.failure or {})
+            with log_context.of_request(request):
+                logger.warning("request.attempts_exhausted")
+                issue_failure_if_possible(session, services, request, request.failure or {})
 
     with services.sessions.begin() as session:
         lost = service.lost_jobs(session)

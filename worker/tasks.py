@@ -3,6 +3,7 @@
 from celery import shared_task
 
 from app.jobs import TASK
+from worker import signals  # noqa: F401 - connects them in the pool's children
 from worker.services import get_services
 
 

@@ -199,6 +199,8 @@ def _poll_until_ready(
         if status is None and time.monotonic() < deadline:
             time.sleep(0.02)
             continue
+        if status is not None and ready():
+            return  # What is awaited is its end, and that came between the two looks.
         why = "was not ready in time" if status is None else f"ended with status {status}"
         raise LauncherError(
             f"{name} {why}; the end of {process.command.log}:\n{process.command.tail()}"

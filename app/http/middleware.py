@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLargeError
 from app.http import problems
+from app.logging import HTTP_REQUEST_ID
 
 REQUEST_ID = "X-Request-ID"
 _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -41,7 +42,11 @@ class RequestContext:
             await send(message)
 
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        # Workers log it as `http_request_id`, since a job has a request of its own: one name that
+        # finds the lines of both.
+        with structlog.contextvars.bound_contextvars(
+            request_id=request_id, **{HTTP_REQUEST_ID: request_id}
+        ):
             try:
                 await self.app(scope, receive, send_with_id)
             except Exception:

@@ -46,6 +46,13 @@ class UnlearningRequest(Base):
         Index("ix_unlearning_request_queue", "arrival", postgresql_where=text("state = 'queued'")),
         Index("ix_unlearning_request_model_id_arrival", "model_id", "arrival"),
         Index("ix_unlearning_request_due_at_arrival", "due_at", "arrival"),
+        # Metrics read this index alone, however wide the rows are.
+        Index(
+            "ix_unlearning_request_figures",
+            "state",
+            "tier",
+            postgresql_include=["created_at", "started_at", "finished_at"],
+        ),
     )
 
     id: Mapped[Id]
@@ -64,6 +71,9 @@ class UnlearningRequest(Base):
     wrapped_commitment_key: Mapped[bytes | None]
     samples_artifact_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("artifact.id"))
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("unlearning_job.id"))
+    # X-Request-ID of the HTTP request that made it: the worker's log lines name it. Of no record,
+    # and of no entry of the audit log, since clients choose it.
+    http_request_id: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]  # {"stage": str, "fraction": 0..1}
     result: Mapped[dict[str, Any] | None]  # figures of a completed request

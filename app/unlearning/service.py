@@ -31,6 +31,7 @@ from app.errors import (
 from app.evidence import service as evidence
 from app.evidence._fields import write_time
 from app.jobs import JobQueue
+from app.logging import current_request_id
 from app.registry import policy, samples
 from app.registry import repository as registry_repository
 from app.registry import service as registry
@@ -129,6 +130,7 @@ def create(
         received_at=received_at,
         due_at=due_at,
         extension_months=0,
+        http_request_id=current_request_id(),
         attempts=0,
     )
     request.wrapped_commitment_key = keys.wrap(key, f"lethe/sample-commitment/{request.id}")

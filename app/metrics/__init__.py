@@ -1,0 +1,1 @@
+"""What the service tells Prometheus: its HTTP requests, and figures read from the database."""
