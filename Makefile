@@ -7,7 +7,7 @@ T ?= tests core
 # Two test processes share the machine; more threads each would only fight.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo up down test e2e check lint fmt types imports migrate migration openapi schemas bench clean
+.PHONY: help setup demo up down test e2e check audit lint fmt types imports migrate migration openapi schemas bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ imports: setup ## Import contracts
 	$(BIN)/lint-imports
 
 check: lint types imports test ## Everything that CI runs
+
+audit: ## Known vulnerabilities of the pinned packages; needs a package index and its advisories
+	PYTHON=$(PYTHON) .ci/audit
 
 migrate: setup ## Bring DATABASE_URL's database to the newest schema
 	$(BIN)/lethe db upgrade

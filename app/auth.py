@@ -12,18 +12,33 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import LargeBinary, func, select
+import structlog
+from sqlalchemy import ForeignKey, LargeBinary, func, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.db import Base, CreatedAt, Id, new_id
-from app.errors import AuthenticationError, InvalidInputError, MissingScopeError
+from app.errors import (
+    ApiKeyEndedError,
+    ApiKeyNotFoundError,
+    AuthenticationError,
+    InvalidInputError,
+    MissingScopeError,
+)
+from app.evidence import repository as log
 from app.evidence import service as evidence
 
 PREFIX = "lethe"
 SECRET_BYTES = 32  # 256 bits of entropy: a plain SHA-256 cannot be searched, so no slow hash
+LONGEST_NAME = 200
+COMMAND_LINE = "command-line"  # how audit entries name whoever has the database's address
+EXPIRY_WARNING = datetime.timedelta(days=14)
+LONGEST_OVERLAP = datetime.timedelta(days=90)
 
 # Compared when the id is unknown, so that the answer takes as long as for a wrong secret.
 _NOBODY = hashlib.sha256(secrets.token_bytes(SECRET_BYTES)).digest()
+
+logger = structlog.get_logger(__name__)
 
 
 class Scope(enum.StrEnum):
@@ -52,6 +67,14 @@ class ApiKey(Base):
     created_at: Mapped[CreatedAt]
     expires_at: Mapped[datetime.datetime | None]
     revoked_at: Mapped[datetime.datetime | None]
+    last_used_at: Mapped[datetime.datetime | None]  # to the minute
+    rotated_from: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id"))
+
+    def has_ended(self, now: datetime.datetime) -> bool:
+        """Tell whether it opens nothing any more."""
+        return self.revoked_at is not None or (
+            self.expires_at is not None and self.expires_at <= now
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,7 @@ class Caller:
     key_id: uuid.UUID
     name: str
     scopes: frozenset[Scope]
+    expires_at: datetime.datetime | None = None
 
     @property
     def actor(self) -> str:
@@ -87,12 +111,27 @@ def create_key(
     name: str,
     scopes: Iterable[Scope],
     expires_at: datetime.datetime | None = None,
+    actor: str = COMMAND_LINE,
 ) -> tuple[ApiKey, str]:
     """Make a key; return its row and the token that the caller has to keep.
 
     Raises:
-        InvalidInputError: The name is blank or no scope is given.
+        InvalidInputError: The name is blank, or no scope is given.
     """
+    return _create(
+        session, name=name, scopes=scopes, expires_at=expires_at, rotated_from=None, actor=actor
+    )
+
+
+def _create(
+    session: Session,
+    *,
+    name: str,
+    scopes: Iterable[Scope],
+    expires_at: datetime.datetime | None,
+    rotated_from: uuid.UUID | None,
+    actor: str,
+) -> tuple[ApiKey, str]:
     granted = sorted({Scope(scope) for scope in scopes})
     if not name.strip():
         raise InvalidInputError(
@@ -111,6 +150,7 @@ def create_key(
         secret_sha256=_digest(secret),
         scopes=[str(scope) for scope in granted],
         expires_at=expires_at,
+        rotated_from=rotated_from,
     )
     session.add(key)
     session.flush()
@@ -121,27 +161,122 @@ def create_key(
         payload={
             "scopes": key.scopes,
             "expires_at": None if expires_at is None else expires_at.isoformat(),
+            "rotated_from": None if rotated_from is None else str(rotated_from),
+            "actor": actor,
         },
     )
     return key, f"{PREFIX}_{key.id.hex}_{secret}"
 
 
-def revoke_key(session: Session, key_id: uuid.UUID) -> None:
+def rotate_key(
+    session: Session,
+    key_id: uuid.UUID,
+    *,
+    overlap: datetime.timedelta,
+    actor: str = COMMAND_LINE,
+) -> tuple[ApiKey, str]:
+    """Make a successor with the same name, scopes and length of life; the old key ends later.
+
+    Both work until `overlap` is over, so that callers change keys without a gap. A key that would
+    have ended before that still ends then: rotating prolongs no secret.
+
+    Raises:
+        ApiKeyNotFoundError: There is no such key.
+        ApiKeyEndedError: It has expired or was revoked, or has a successor already.
+        InvalidInputError: The overlap is negative or longer than `LONGEST_OVERLAP`.
+    """
+    if not datetime.timedelta(0) <= overlap <= LONGEST_OVERLAP:
+        raise InvalidInputError(
+            f"overlap: expected 0 to {LONGEST_OVERLAP.days} days, got {overlap}",
+            field="overlap_hours",
+            remedy="Choose how long both keys shall work.",
+        )
+    old = _lock_key(session, key_id)
+    now = log.database_time(session)
+    _require_rotatable(session, old, now)
+    lifetime = None if old.expires_at is None else old.expires_at - old.created_at
+    old.expires_at = min(now + overlap, old.expires_at or now + overlap)
+    session.flush()
+    new, token = _create(
+        session,
+        name=old.name,
+        scopes=[Scope(scope) for scope in old.scopes],
+        expires_at=None if lifetime is None else now + lifetime,
+        rotated_from=old.id,
+        actor=actor,
+    )
+    evidence.append(
+        session,
+        "api-key.rotated",
+        subject={"api_key_id": str(old.id)},
+        payload={
+            "successor_id": str(new.id),
+            "expires_at": old.expires_at.isoformat(),
+            "actor": actor,
+        },
+    )
+    return new, token
+
+
+def revoke_key(session: Session, key_id: uuid.UUID, *, actor: str = COMMAND_LINE) -> ApiKey:
     """End a key's life; revoking it twice changes nothing.
 
     Raises:
-        InvalidInputError: There is no such key.
+        ApiKeyNotFoundError: There is no such key.
     """
-    key = session.get(ApiKey, key_id, with_for_update=True)
-    if key is None:
-        raise InvalidInputError(
-            f"key_id: no API key {key_id}", field="key_id", remedy="Check the key's id."
-        )
+    key = _lock_key(session, key_id)
     if key.revoked_at is not None:
-        return
+        return key
     key.revoked_at = session.execute(select(func.now())).scalar_one()
     session.flush()
-    evidence.append(session, "api-key.revoked", subject={"api_key_id": str(key.id)}, payload={})
+    evidence.append(
+        session,
+        "api-key.revoked",
+        subject={"api_key_id": str(key.id)},
+        payload={"actor": actor},
+    )
+    return key
+
+
+def find_key(session: Session, key_id: uuid.UUID) -> ApiKey:
+    """Return a key, ended ones too.
+
+    Raises:
+        ApiKeyNotFoundError: There is no such key.
+    """
+    key = session.get(ApiKey, key_id, populate_existing=True)
+    if key is None:
+        raise _unknown(key_id)
+    return key
+
+
+def note_use(session: Session, key_id: uuid.UUID) -> None:
+    """Store that a key was used, once a minute, in a transaction of its own.
+
+    Never waits: while somebody else changes the key, the use is noted at the next request. Never
+    fails: that a note could not be written is no reason to refuse who may come in.
+    """
+    due = (
+        select(ApiKey.id)
+        .where(
+            ApiKey.id == key_id,
+            ApiKey.last_used_at.is_(None)
+            | (ApiKey.last_used_at < func.now() - text("interval '1 minute'")),
+        )
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+    try:
+        session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == due)
+            .values(last_used_at=func.now())
+            .execution_options(synchronize_session=False)
+        )
+        session.commit()
+    except SQLAlchemyError as error:
+        session.rollback()
+        logger.warning("api-key.use-not-noted", error=repr(error), api_key_id=str(key_id))
 
 
 def authenticate(session: Session, token: str) -> Caller:
@@ -162,7 +297,39 @@ def authenticate(session: Session, token: str) -> Caller:
             remedy="Send `Authorization: Bearer lethe_<id>_<secret>` with a valid key;"
             " `lethe keys create` makes one.",
         )
-    return Caller(key.id, key.name, frozenset(Scope(scope) for scope in key.scopes))
+    scopes = frozenset(Scope(scope) for scope in key.scopes)
+    return Caller(key.id, key.name, scopes, key.expires_at)
+
+
+def _lock_key(session: Session, key_id: uuid.UUID) -> ApiKey:
+    key = session.get(ApiKey, key_id, with_for_update=True, populate_existing=True)
+    if key is None:
+        raise _unknown(key_id)
+    return key
+
+
+def _unknown(key_id: uuid.UUID) -> ApiKeyNotFoundError:
+    return ApiKeyNotFoundError(
+        f"no API key {key_id}", field="key_id", remedy="Check the id: GET /v1/api-keys lists all."
+    )
+
+
+def _require_rotatable(session: Session, key: ApiKey, now: datetime.datetime) -> None:
+    if key.has_ended(now):
+        raise ApiKeyEndedError(
+            f"API key {key.id} has expired or was revoked",
+            field="key_id",
+            remedy="Make a new key: what has ended gets no successor.",
+        )
+    successor = session.scalar(
+        select(ApiKey.id).where(ApiKey.rotated_from == key.id, ApiKey.revoked_at.is_(None))
+    )
+    if successor is not None:
+        raise ApiKeyEndedError(
+            f"API key {key.id} was rotated already: its successor is {successor}",
+            field="key_id",
+            remedy="Use the successor, or revoke that one first if its secret is lost.",
+        )
 
 
 def _find_valid(session: Session, key_id: uuid.UUID) -> ApiKey | None:

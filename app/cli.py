@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from app.commands import records, render, service
+from app.commands.api_keys import api_keys
 from app.commands.audit import audit
 from app.commands.database import database
 from app.commands.keys import keys
@@ -24,6 +25,7 @@ app.command()(service.up)
 app.command()(service.down)
 app.add_typer(database, name="db")
 app.add_typer(keys, name="keys")
+app.add_typer(api_keys, name="api-keys")
 app.add_typer(audit, name="audit")
 app.command()(records.verify)
 app.command()(render.render)

@@ -47,6 +47,18 @@ class MissingScopeError(AppError):
     """The API key lacks the scope that this route needs."""
 
 
+class ApiKeyNotFoundError(AppError):
+    """No such API key."""
+
+
+class ApiKeyEndedError(AppError):
+    """The API key has ended, or has a successor already."""
+
+
+class RateLimitedError(AppError):
+    """Too many requests: wait as long as `Retry-After` says."""
+
+
 class ModelNotFoundError(AppError):
     """No such model."""
 

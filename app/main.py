@@ -11,15 +11,22 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.api_keys.routes import router as api_keys_router
+from app.api_keys.schemas import ApiKeyIn, KeyRotationIn
 from app.budget.routes import router as budget_router
+from app.evidence.formats import VerificationIn
 from app.evidence.routes import router as evidence_router
 from app.http import health, problems
 from app.http.middleware import BodyLimit, RequestContext
+from app.http.rate_limiting import RateLimiting
+from app.http.rate_limits import RateLimiter
+from app.http.security_headers import SecurityHeaders
 from app.logging import configure_logging
 from app.metrics.exposition import Metrics
 from app.metrics.requests import RequestMetrics
 from app.metrics.routes import router as metrics_router
 from app.process import forbid_core_dumps
+from app.production import require_safe
 from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
 from app.services import Services
@@ -36,14 +43,18 @@ DESCRIPTION = (
     " did. Evidence says what was done; it never says that a model contains nothing."
 )
 
-# Bodies that routes parse themselves, with the limits of `app.http.uploads`.
+# Routes parse these themselves, with the limits of `app.http.uploads`, after they know who sends
+# them.
 _PARSED: tuple[type[BaseModel], ...] = (
+    ApiKeyIn,
+    KeyRotationIn,
     Manifest,
     UnlearningIn,
     UnlearningWithSamplesIn,
     WebhookIn,
     WebhookChangesIn,
     RotationIn,
+    VerificationIn,
     *DEADLINE_BODIES,
 )
 
@@ -55,17 +66,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         pydantic.ValidationError: A setting is missing or malformed.
         MasterKeyError: The master key file is.
         SigningKeyError: The signing key file is.
+        UnsafeSettingsError: A setting is not fit for production.
     """
     if settings is None:
         forbid_core_dumps()
         configure_logging()
         settings = get_settings()
+    require_safe(settings)
     app = assemble()
     app.state.services = Services.from_settings(settings)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    limiter = app.state.limiter = RateLimiter(settings.redis_url)
+    app.add_middleware(RateLimiting, limiter=limiter, settings=settings)
     app.add_middleware(RequestContext)  # around all that answers: 413 and 500 get an id, too
     app.state.metrics = Metrics(settings)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
+    app.add_middleware(SecurityHeaders, hsts_seconds=settings.hsts_seconds)  # the outermost
     return app
 
 
@@ -88,6 +104,7 @@ def assemble() -> FastAPI:
         deadline_router,
         evidence_router,
         webhooks_router,
+        api_keys_router,
         health.router,
         metrics_router,
     ):
@@ -100,6 +117,7 @@ def assemble() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.services.close()
+    app.state.limiter.close()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -102,6 +102,11 @@ class Settings(KeySettings):
         repr=False, description="fsspec location of encrypted artifacts, e.g. file:///data"
     )
 
+    environment: Literal["production", "development"] = Field(
+        "production",
+        description="In production the start refuses default passwords and example names;"
+        " `lethe up` sets development unless told otherwise",
+    )
     checkpoint_seconds: PositiveFloat = Field(
         60.0, description="How often a log that has grown gets a signed checkpoint, sent as below"
     )
@@ -132,6 +137,31 @@ class Settings(KeySettings):
     )
     webhook_max_endpoints: PositiveInt = Field(20, description="How many webhooks there may be")
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
+    rate_limit_per_minute: int = Field(
+        12_000, ge=0, le=6_000_000, description="Requests of one API key; 0: no limit"
+    )
+    rate_limit_burst: PositiveInt = Field(
+        2_000, le=1_000_000, description="Requests of one API key at once, after a rest"
+    )
+    rate_limit_expensive_per_minute: int = Field(
+        600,
+        ge=0,
+        le=6_000_000,
+        description="Registrations, verifications and printed records of one API key, a quarter of"
+        " them at once; 0: no limit",
+    )
+    rate_limit_failures_per_minute: int = Field(
+        60,
+        ge=0,
+        le=6_000_000,
+        description="Failed authentications of one client address, which then waits; 0: no limit."
+        " Behind a proxy, uvicorn's FORWARDED_ALLOW_IPS decides whose word on addresses counts",
+    )
+    hsts_seconds: int = Field(
+        0,
+        ge=0,
+        description="max-age of Strict-Transport-Security; for services that only TLS leads to",
+    )
     max_features: PositiveInt = Field(
         8192, description="Largest d of a linear head, and D of a network with Gram statistics"
     )

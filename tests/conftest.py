@@ -169,6 +169,11 @@ def make_settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
             "master_key_file": master_key,
             "signing_key_file": signing_key,
             "log_key_file": log_key,
+            "environment": "development",
+            # All tests come from one address; those of the limits set them.
+            "rate_limit_per_minute": 0,
+            "rate_limit_expensive_per_minute": 0,
+            "rate_limit_failures_per_minute": 0,
         }
         return Settings.model_validate(values | overrides)
 

@@ -7,10 +7,12 @@ messages reliable: no late acknowledgement, no results, no redelivery.
 from celery import Celery
 
 from app.jobs import QUEUE, broker_url
+from app.production import require_safe
 from app.settings import get_settings
 from worker import signals as _signals  # noqa: F401 - connects them
 from worker.sweeper import SweeperStep
 
+require_safe(get_settings())
 app = Celery("lethe", broker=broker_url(get_settings().redis_url), include=["worker.tasks"])
 app.conf.update(
     # torch and CUDA hang in a forked child of a process with threads.

@@ -87,7 +87,7 @@ def list_keys(
     """Show the keys that sign records and checkpoints, and those that once did."""
     from app.evidence.keys import keyring
 
-    with explained_errors(), _sessions(state_dir) as sessions, sessions() as session:
+    with explained_errors(), sessions_of(state_dir) as sessions, sessions() as session:
         found = keyring.key_list(session)
     if as_json:
         print(found.model_dump_json(indent=2))  # noqa: T201 - a file, not for people
@@ -143,7 +143,7 @@ def revoke_key(
     from app.evidence.keys import keyring
 
     if not compromised:
-        with explained_errors(), _sessions(state_dir) as sessions, sessions.begin() as session:
+        with explained_errors(), sessions_of(state_dir) as sessions, sessions.begin() as session:
             key = keyring.revoke(session, keyring.find_key(session, key_id).id, reason)
         console.print(f"Key {key.id} is revoked; what it signed before stays verifiable.")
         return
@@ -190,7 +190,7 @@ def create_key(
             ) from error
         now = datetime.datetime.now(datetime.UTC)
         expires_at = None if days is None else now + datetime.timedelta(days=days)
-        with _sessions(state_dir) as sessions, sessions.begin() as session:
+        with sessions_of(state_dir) as sessions, sessions.begin() as session:
             _, token = auth.create_key(session, name=name, scopes=scopes, expires_at=expires_at)
     # The key alone on standard output, so that a script can keep it.
     print(token)  # noqa: T201
@@ -198,7 +198,8 @@ def create_key(
 
 
 @contextmanager
-def _sessions(state_dir: Path) -> Iterator["sessionmaker[Session]"]:
+def sessions_of(state_dir: Path) -> Iterator["sessionmaker[Session]"]:
+    """Give a command sessions of the database that is meant."""
     from app.db import make_engine, make_sessions
 
     engine = make_engine(database_url(state_dir))
@@ -215,7 +216,7 @@ def _custodian(state_dir: Path, directory: Path = Path()) -> Iterator["Custodian
     from app.evidence.keys.rotation import Custodian
 
     settings = key_settings(state_dir)
-    with _sessions(state_dir) as sessions:
+    with sessions_of(state_dir) as sessions:
         yield Custodian(sessions, settings, directory)
 
 

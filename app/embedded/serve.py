@@ -16,6 +16,7 @@ def main() -> None:
     config = uvicorn.Config(
         "app.main:create_app",
         factory=True,
+        server_header=False,
         timeout_graceful_shutdown=5,
         log_config=None,  # the application sets up its own logs
     )

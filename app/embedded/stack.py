@@ -71,6 +71,7 @@ class Elsewhere(PassphraseSettings):
     log_key: SecretStr | None = None
     log_key_file: Path | None = None
     log_origin: str | None = None
+    environment: str | None = None
 
 
 def key_environment(chosen: Elsewhere, keys: KeyFiles) -> dict[str, str]:
@@ -245,6 +246,7 @@ class Stack:
             "DATABASE_URL": chosen.database_url or self._start_postgres(),
             "REDIS_URL": chosen.redis_url or self._start_valkey(),
             "ARTIFACTS_URL": chosen.artifacts_url or artifacts.as_uri(),
+            "ENVIRONMENT": chosen.environment or "development",
             **key_environment(chosen, keys),
         }
 

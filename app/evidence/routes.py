@@ -12,8 +12,10 @@ from app.errors import (
     InvalidInputError,
     KeyNotInForceError,
     NoCertificateError,
+    PayloadTooLargeError,
     RecordNotFoundError,
     RequestNotFoundError,
+    UnsupportedMediaTypeError,
 )
 from app.evidence import repository, service
 from app.evidence.formats import (
@@ -31,12 +33,13 @@ from app.evidence.keys import keyring
 from app.evidence.keys.trust import KeyList, TrustedKeys
 from app.evidence.models import AuditCheckpoint, AuditEntry
 from app.evidence.records.statements import read_entry
-from app.evidence.rendering import render_html, render_pdf
+from app.evidence.rendering import content_policy, render_html, render_pdf
 from app.evidence.transparency.merkle import root_at
 from app.evidence.verification import verify_bundle
 from app.http.dependencies import AuditReader, NotaryDep, Reader, SessionDep
 from app.http.paging import DEFAULT_LIMIT, Limit
 from app.http.problems import responses
+from app.http.uploads import JSON, UploadDep, read_json
 
 router = APIRouter(tags=["evidence"])
 
@@ -159,14 +162,22 @@ def read_keys(_caller: AuditReader, session: SessionDep) -> KeyList:
     return keyring.key_list(session)
 
 
-@router.post("/v1/certificates/verify", responses=responses())
-def verify_certificate(
-    _caller: Reader, session: SessionDep, wanted: VerificationIn
-) -> VerificationOut:
+@router.post(
+    "/v1/certificates/verify",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": {"$ref": "#/components/schemas/VerificationIn"}}},
+        }
+    },
+    responses=responses(UnsupportedMediaTypeError, PayloadTooLargeError),
+)
+def verify_certificate(_caller: Reader, upload: UploadDep, session: SessionDep) -> VerificationOut:
     """Verify a bundle with the keys that this service publishes; every check is listed.
 
     For a second opinion. Who does not trust this service verifies offline: `lethe verify`.
     """
+    wanted = read_json(upload, VerificationIn)
     checks = verify_bundle(
         wanted.bundle,
         TrustedKeys.of(keyring.key_list(session)),
@@ -208,7 +219,10 @@ def read_record_as_html(
 ) -> Response:
     """Read a record as a page for people. The page is no evidence; the bundle is."""
     found = service.bundle(session, service.find_record(session, request_id), notary)
-    return Response(render_html(found), media_type=HTML)
+    # In the header, too, what a page cannot say of itself: no other page may frame it.
+    policy = f"{content_policy()}; frame-ancestors 'none'"
+    headers = {"Content-Security-Policy": policy}
+    return Response(render_html(found), media_type=HTML, headers=headers)
 
 
 @router.get(

@@ -13,6 +13,7 @@ from app.artifacts.store import ArtifactStore
 from app.auth import Caller, Scope
 from app.errors import AuthenticationError
 from app.evidence.transparency.checkpoints import Notary
+from app.http.visits import visit_of
 from app.jobs import JobQueue
 from app.services import Services
 from app.settings import Settings
@@ -74,6 +75,7 @@ _bearer = HTTPBearer(
 
 
 def get_caller(
+    request: Request,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
@@ -91,7 +93,10 @@ def get_caller(
         )
     # A session of its own: the route's must not stay open while a slow body is read.
     with services.sessions() as session:
-        return auth.authenticate(session, credentials.credentials)
+        caller = auth.authenticate(session, credentials.credentials)
+        auth.note_use(session, caller.key_id)
+    visit_of(request.scope).caller = caller
+    return caller
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
@@ -116,3 +121,4 @@ Reader = Annotated[Caller, Depends(Requires(Scope.READ))]
 WeightsReader = Annotated[Caller, Depends(Requires(Scope.WEIGHTS_READ))]
 AuditReader = Annotated[Caller, Depends(Requires(Scope.AUDIT_READ))]
 WebhookManager = Annotated[Caller, Depends(Requires(Scope.WEBHOOKS_WRITE))]
+Admin = Annotated[Caller, Depends(Requires(Scope.ADMIN))]

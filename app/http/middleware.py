@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLargeError
 from app.http import problems
+from app.http.uploads import JSON, MAX_JSON_BYTES
 from app.logging import HTTP_REQUEST_ID
 
 REQUEST_ID = "X-Request-ID"
@@ -75,9 +76,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and self._is_over(declared):
-            await problems.respond_to(self._too_large(declared))(scope, receive, send)
+        headers = Headers(scope=scope)
+        most = self._most(headers)
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and _is_over(declared, most):
+            await problems.respond_to(_too_large(declared, most))(scope, receive, send)
             return
         received = 0
 
@@ -85,21 +88,28 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise self._too_large(f"more than {self.max_bytes}")
+            if received > most:
+                raise _too_large(f"more than {most}", most)
             return message
 
         await self.app(scope, receive_counted, send)
 
-    def _is_over(self, digits: str) -> bool:
-        """Compare by length first: int() raises on thousands of digits."""
-        digits = digits.lstrip("0")
-        return len(digits) > len(str(self.max_bytes)) or int(digits or "0") > self.max_bytes
+    def _most(self, headers: Headers) -> int:
+        """Return how much is taken: of JSON less, which nobody sends in such lengths on purpose."""
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        return min(self.max_bytes, MAX_JSON_BYTES) if media_type == JSON else self.max_bytes
 
-    def _too_large(self, found: str) -> PayloadTooLargeError:
-        return PayloadTooLargeError(
-            f"body: {found} bytes, at most {self.max_bytes} are taken",
-            field="body",
-            remedy="Send float32 safetensors instead of JSON, or fewer samples a request;"
-            " operators raise MAX_BODY_BYTES.",
-        )
+
+def _is_over(digits: str, most: int) -> bool:
+    """Compare by length first: int() raises on thousands of digits."""
+    digits = digits.lstrip("0")
+    return len(digits) > len(str(most)) or int(digits or "0") > most
+
+
+def _too_large(found: str, most: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"body: {found} bytes, at most {most} are taken",
+        field="body",
+        remedy="Send float32 safetensors instead of JSON, or fewer samples a request;"
+        " operators raise MAX_BODY_BYTES.",
+    )

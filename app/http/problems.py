@@ -30,6 +30,9 @@ STATUS: dict[type[AppError], HTTPStatus] = {
     errors.UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AuthenticationError: HTTPStatus.UNAUTHORIZED,
     errors.MissingScopeError: HTTPStatus.FORBIDDEN,
+    errors.ApiKeyNotFoundError: HTTPStatus.NOT_FOUND,
+    errors.ApiKeyEndedError: HTTPStatus.CONFLICT,
+    errors.RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.ModelNotFoundError: HTTPStatus.NOT_FOUND,
     errors.RevisionNotFoundError: HTTPStatus.NOT_FOUND,
     errors.WeightsPurgedError: HTTPStatus.GONE,
@@ -84,6 +87,7 @@ def responses(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
         errors.AuthenticationError,
         errors.MissingScopeError,
         errors.InvalidInputError,
+        errors.RateLimitedError,
         *kinds,
     }
     by_status: dict[int | str, list[str]] = {}

@@ -23,6 +23,9 @@ MULTIPART = "multipart/form-data"
 MAX_PARTS = 8
 # Parsed, a text of brackets and digits takes fifty times its length.
 MAX_JSON_BYTES = 8 * 2**20
+# An empty array takes thirty times its text, a number eight times: so many of each are taken.
+MAX_JSON_VALUES = 2_000_000
+MAX_JSON_CONTAINERS = 100_000
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -150,6 +153,21 @@ async def _read_parts(request: Request) -> dict[str, bytes]:
         await form.close()
 
 
+def read_json(upload: Upload, schema: type[Schema]) -> Schema:
+    """Parse and validate a body that can only be JSON; `parse_json` says what is raised beside.
+
+    Raises:
+        UnsupportedMediaTypeError: It is a multipart form.
+    """
+    if not upload.is_json:
+        raise UnsupportedMediaTypeError(
+            f"Content-Type: expected {JSON}, got {MULTIPART!r}",
+            field="Content-Type",
+            remedy="Send JSON: this route takes no files.",
+        )
+    return parse_json(upload.parts[""], schema)
+
+
 def parse_json(content: bytes, schema: type[Schema], *, field: str = "") -> Schema:
     """Parse and validate JSON.
 
@@ -163,6 +181,7 @@ def parse_json(content: bytes, schema: type[Schema], *, field: str = "") -> Sche
             field=field or "body",
             remedy="Send the samples as safetensors in a multipart form, or fewer a request.",
         )
+    _require_few_values(content, field or "body")
     try:
         value = read_object(content)
     except ValueError as error:
@@ -175,3 +194,23 @@ def parse_json(content: bytes, schema: type[Schema], *, field: str = "") -> Sche
         return schema.model_validate(value)
     except ValidationError as error:
         raise problems.invalid_input(error.errors(include_url=False), prefix=field) from error
+
+
+def _require_few_values(content: bytes, field: str) -> None:
+    """Bound what parsing would take, by what stands between values; text may hold a few as well.
+
+    Raises:
+        PayloadTooLargeError: There are too many.
+    """
+    containers = content.count(b"[") + content.count(b"{")
+    values = content.count(b",") + containers
+    for found, most, what in (
+        (values, MAX_JSON_VALUES, "values"),
+        (containers, MAX_JSON_CONTAINERS, "arrays and objects"),
+    ):
+        if found > most:
+            raise PayloadTooLargeError(
+                f"{field}: {found} {what} in JSON, at most {most} are taken",
+                field=field,
+                remedy="Send the samples as safetensors in a multipart form, or fewer a request.",
+            )

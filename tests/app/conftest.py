@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,6 +34,7 @@ from app.settings import Settings
 
 D, C, N = 4, 3, 40
 RIDGE = 0.01
+LETHE = Path(sys.executable).parent / "lethe"
 Snapshot = tuple[dict[str, int], list[Path]]
 
 
@@ -316,3 +320,21 @@ def bare_model_id(api: Api, trained: Trained) -> str:
     answer = api.register(trained.parts())
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
+
+
+@pytest.fixture
+def lethe(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """A function that runs the command in an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+        return subprocess.run(
+            [LETHE, *arguments],
+            cwd=tmp_path,
+            env=inherited | {"COLUMNS": "200"} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

@@ -6,7 +6,12 @@ from sqlalchemy import select
 
 from app import auth
 from app.auth import ApiKey, Caller, Scope
-from app.errors import AuthenticationError, InvalidInputError, MissingScopeError
+from app.errors import (
+    ApiKeyNotFoundError,
+    AuthenticationError,
+    InvalidInputError,
+    MissingScopeError,
+)
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def test_a_revoked_key_is_refused(session, key):
 
 
 def test_an_unknown_key_cannot_be_revoked(session):
-    with pytest.raises(InvalidInputError, match="no API key"):
+    with pytest.raises(ApiKeyNotFoundError, match="no API key"):
         auth.revoke_key(session, uuid.uuid4())
 
 

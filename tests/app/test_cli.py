@@ -1,35 +1,12 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
 from sqlalchemy import inspect
 
 import migrations
 from app import auth
 from app.db import make_engine, make_sessions
 from app.services import Services
-
-LETHE = Path(sys.executable).parent / "lethe"
-
-
-@pytest.fixture
-def lethe(tmp_path):
-    """A function that runs the command in an empty folder."""
-
-    def run(*arguments, **environment):
-        inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-        return subprocess.run(
-            [LETHE, *arguments],
-            cwd=tmp_path,
-            env=inherited | {"COLUMNS": "200"} | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
 
 
 def test_help_lists_every_command(lethe):

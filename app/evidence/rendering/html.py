@@ -22,16 +22,21 @@ def render_html(bundle: Mapping[str, Any]) -> bytes:
         UnreadableBundleError: It is no bundle, or its parts contradict each other.
     """
     template, style = _load()
-    # The policy allows this one style sheet, by its digest, and nothing else at all.
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = template.render(
         document=view.describe(bundle),
         notice=view.NOTICE,
         no_certificate=view.NO_CERTIFICATE,
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'",
+        policy=content_policy(),
         style=Markup(style),  # noqa: S704 - the package's own file
     )
     return page.encode()
+
+
+def content_policy() -> str:
+    """Return what the page may load: its one style sheet, by its digest, and nothing else."""
+    _, style = _load()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'"
 
 
 @cache
