@@ -67,5 +67,5 @@ def verify(
             console.print(f"{mark} {check.name}: ", end="")
             console.print(check.sentence, markup=False)
     if not ok:
-        errors.print(f"[bold red]{file} does not verify.[/]")
+        errors.print(f"{file} does not verify.", style="bold red", markup=False)
         raise typer.Exit(EXIT_FAILED)

@@ -36,7 +36,8 @@ def render(
     except OSError as error:
         _explain(f"cannot write {output}: {error.strerror}")
     console.print(
-        f"Wrote {output}. It is for reading; `lethe verify {bundle}` checks the evidence."
+        f"Wrote {output}. It is for reading; `lethe verify {bundle}` checks the evidence.",
+        markup=False,
     )
 
 

@@ -135,7 +135,7 @@ class RateLimiter:
     """Asks Valkey. Without it everybody passes: keys are still checked, and requests still kept.
 
     The limits are fairness, not the lock on the door, and a deletion request has a legal deadline
-    that a broker's outage does not move (docs/adr/0030).
+    that a broker's outage does not move (docs/adr/0025).
     """
 
     def __init__(self, redis_url: str) -> None:

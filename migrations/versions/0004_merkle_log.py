@@ -63,6 +63,8 @@ BEGIN
        IS DISTINCT FROM
        ROW(OLD.id, OLD.role, OLD.public_key, OLD.log_id, OLD.valid_from, OLD.endorsement)
        OR (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
+       OR (OLD.valid_until IS NOT NULL
+           AND (NEW.valid_until IS NULL OR NEW.valid_until > OLD.valid_until))
        OR (OLD.compromised AND NOT NEW.compromised) THEN
         RAISE EXCEPTION 'signing_key: what was published of a key is never changed'
             USING ERRCODE = 'restrict_violation';

@@ -345,3 +345,19 @@ def test_keys_lose_a_scope_that_the_version_before_does_not_know(empty_database_
     migrations.downgrade(empty_database_url, "0004")
     found = run(empty_database_url, "SELECT scopes FROM api_key")
     assert sorted(scopes for (scopes,) in found) == [[], ["admin"], ["read"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["valid_until = NULL", "valid_until = valid_until + interval '1 s'", "role = 'checkpoints'"],
+)
+def test_the_database_gives_a_key_no_more_time_than_was_published(session, change):
+    session.execute(
+        text(
+            "INSERT INTO signing_key (id, role, public_key, valid_from, valid_until, compromised)"
+            " VALUES ('k', 'records', 'x', now(), now() + interval '1 day', false)"
+        )
+    )
+    session.execute(text("UPDATE signing_key SET valid_until = now()"))
+    with pytest.raises(DBAPIError, match="never changed"):
+        session.execute(text(f"UPDATE signing_key SET {change}"))  # noqa: S608 - of this test

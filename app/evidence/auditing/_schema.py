@@ -29,7 +29,7 @@ TRIGGERS = {
 FUNCTIONS = {
     "lethe_refuse_change": "d62c3deeb7e26e1c73292e24512945c530ff26df37da4a5fe9e720984d8623cc",
     "lethe_log_moves_forward": "be71c2db5f5bb77a02c90e8c56acfaa024980405211d82f1b2f482530420851b",
-    "lethe_key_stays": "7676726e482cfd28e89e7da8c9a653071e3166f8bc0cb624923773ca880e1bf9",
+    "lethe_key_stays": "79d26fe22014d4e54d2881d2a94a1e71c336b9be2c7e589aa2b9a57107f7813c",
 }
 _TABLES = sorted({table for table, _ in TRIGGERS})
 

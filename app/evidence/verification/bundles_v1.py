@@ -31,6 +31,14 @@ from app.evidence.verification.formats_v1 import (
 FORMAT = "lethe.bundle/v1"
 
 
+WITHOUT_TIMESTAMP = Check(
+    "timestamp",
+    ok=False,
+    sentence="The file is of the first format, which has no timestamps: its time is on the"
+    " operator's word.",
+)
+
+
 def verify(
     content: bytes, keys: TrustedKeys, *, subjects: Sequence[str] = (), since: str | None = None
 ) -> list[Check]:

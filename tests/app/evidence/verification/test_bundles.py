@@ -490,10 +490,10 @@ def test_a_timestamp_that_was_not_looked_at_is_told_and_does_not_count(log, stam
     assert "has a timestamp, which was not looked at" in sentence(checks, "checkpoint")
 
 
-def test_a_file_without_the_timestamp_that_is_asked_about_says_so(log, stamper):
+def test_a_file_without_the_timestamp_that_is_asked_about_fails(log, stamper):
     checks = verify_bundle(log.bundle(3), TrustedKeys.read(KEYS), tsa_roots=stamper.root_pem)
-    assert failed(checks) == []
-    assert "The file has no timestamp" in sentence(checks, "checkpoint")
+    assert failed(checks) == ["timestamp"]
+    assert "the file has none" in sentence(checks, "timestamp")
 
 
 @pytest.mark.parametrize(
