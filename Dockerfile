@@ -33,7 +33,8 @@ COPY --from=build /opt/lethe /opt/lethe
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
-CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--no-server-header"]
+CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", \
+     "--no-server-header", "--timeout-graceful-shutdown", "5"]
 
 FROM runtime AS worker
 COPY --from=build-worker /opt/lethe /opt/lethe

@@ -83,6 +83,10 @@ class RequestNotFoundError(AppError):
     """No such unlearning request."""
 
 
+class EventsUnavailableError(AppError):
+    """The database is away: the stream of events cannot begin."""
+
+
 class RequestNotCancellableError(AppError):
     """The unlearning request is running or has already ended."""
 

@@ -16,7 +16,7 @@ from app.api_keys.schemas import ApiKeyIn, KeyRotationIn
 from app.budget.routes import router as budget_router
 from app.evidence.formats import VerificationIn
 from app.evidence.routes import router as evidence_router
-from app.http import health, problems
+from app.http import examples, health, problems
 from app.http.middleware import BodyLimit, RequestContext
 from app.http.rate_limiting import RateLimiting
 from app.http.rate_limits import RateLimiter
@@ -31,8 +31,12 @@ from app.registry.routes import router as registry_router
 from app.registry.schemas import Manifest
 from app.services import Services
 from app.settings import Settings, get_settings
+from app.unlearning.bulk import BulkIn
+from app.unlearning.bulk_routes import router as bulk_router
 from app.unlearning.deadline_routes import BODIES as DEADLINE_BODIES
 from app.unlearning.deadline_routes import router as deadline_router
+from app.unlearning.event_routes import router as event_router
+from app.unlearning.events import EventFeed
 from app.unlearning.routes import router as unlearning_router
 from app.unlearning.schemas import UnlearningIn, UnlearningWithSamplesIn
 from app.webhooks.routes import router as webhooks_router
@@ -51,6 +55,7 @@ _PARSED: tuple[type[BaseModel], ...] = (
     Manifest,
     UnlearningIn,
     UnlearningWithSamplesIn,
+    BulkIn,
     WebhookIn,
     WebhookChangesIn,
     RotationIn,
@@ -75,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     require_safe(settings)
     app = assemble()
     app.state.services = Services.from_settings(settings)
+    app.state.events = EventFeed(app.state.services.sessions)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     limiter = app.state.limiter = RateLimiter(settings.redis_url)
     app.add_middleware(RateLimiting, limiter=limiter, settings=settings)
@@ -102,6 +108,8 @@ def assemble() -> FastAPI:
         budget_router,
         unlearning_router,
         deadline_router,
+        event_router,
+        bulk_router,
         evidence_router,
         webhooks_router,
         api_keys_router,
@@ -131,6 +139,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ref_template="#/components/schemas/{model}",
         )
         schema["components"]["schemas"].update(bodies["$defs"])
+        examples.add_bodies(schema)
         for path in schema["paths"].values():
             for operation in path.values():
                 _name_problems(operation["responses"])

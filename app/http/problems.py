@@ -22,6 +22,8 @@ RETRY_SECONDS = 1
 _LONGEST_VALUE = 80
 _LONGEST_TEXT = 1000
 
+_UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
+
 logger = structlog.get_logger(__name__)
 
 STATUS: dict[type[AppError], HTTPStatus] = {
@@ -39,6 +41,7 @@ STATUS: dict[type[AppError], HTTPStatus] = {
     errors.ModelNotActiveError: HTTPStatus.CONFLICT,
     errors.BudgetNotFoundError: HTTPStatus.NOT_FOUND,
     errors.RequestNotFoundError: HTTPStatus.NOT_FOUND,
+    errors.EventsUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestNotCancellableError: HTTPStatus.CONFLICT,
     errors.RequestNotWaitingError: HTTPStatus.CONFLICT,
     errors.NoIdentityCheckError: HTTPStatus.CONFLICT,
@@ -67,6 +70,7 @@ STATUS: dict[type[AppError], HTTPStatus] = {
 HEADERS: dict[type[AppError], dict[str, str]] = {
     errors.AuthenticationError: {"WWW-Authenticate": 'Bearer realm="lethe"'},
     errors.IdempotencyInProgressError: {"Retry-After": str(RETRY_SECONDS)},
+    errors.EventsUnavailableError: {"Retry-After": str(RETRY_SECONDS)},
 }
 
 
@@ -93,10 +97,50 @@ def responses(*kinds: type[AppError]) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, list[str]] = {}
     for kind in sorted(every, key=lambda kind: kind.__name__):
         by_status.setdefault(STATUS[kind].value, []).append(kind.__doc__ or "")
+    by_status.setdefault(_UNAVAILABLE.value, []).append("The database did not answer in time.")
     return {
-        status: {"model": Problem, "description": "\n\n".join(meanings)}
+        status: {
+            "model": Problem,
+            "description": "\n\n".join(meanings),
+            "content": {"application/json": {"examples": _examples(status, every)}},
+        }
         for status, meanings in sorted(by_status.items(), key=lambda item: str(item[0]))
     }
+
+
+def _examples(status: int | str, kinds: set[type[AppError]]) -> dict[str, Any]:
+    """Return a problem of each kind with that status, by its stable type."""
+    found = {
+        _code(kind): _example(kind)
+        for kind in sorted(kinds, key=lambda kind: kind.__name__)
+        if STATUS[kind].value == status
+    }
+    if status == _UNAVAILABLE.value:
+        found["database-unavailable"] = {
+            "type": "urn:lethe:problem:database-unavailable",
+            "title": "Database unavailable",
+            "status": status,
+            "detail": "the database did not answer in time; nothing was changed",
+            "field": None,
+            "remedy": "Try again with the same Idempotency-Key.",
+        }
+    return {code: {"value": value} for code, value in found.items()}
+
+
+def _example(kind: type[AppError]) -> dict[str, Any]:
+    return {
+        "type": f"urn:lethe:problem:{_code(kind)}",
+        "title": _code(kind).replace("-", " ").capitalize(),
+        "status": STATUS[kind].value,
+        "detail": (kind.__doc__ or "").partition("\n")[0],
+        "field": None,
+        "remedy": "What would help, in this very case.",
+    }
+
+
+def _code(kind: type[AppError]) -> str:
+    words = re.findall("[A-Z][a-z]*", kind.__name__.removesuffix("Error"))
+    return "-".join(words).lower()
 
 
 def respond(
@@ -188,7 +232,8 @@ async def _answer_app_error(_request: Request, error: Exception) -> JSONResponse
 async def _answer_validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it was installed for
     # FastAPI says where it looked ("query", "path"); the client knows the field by its name.
-    found = [{**one, "loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
+    # Of a repeated parameter it adds which one; bodies are parsed elsewhere.
+    found = [{**one, "loc": one["loc"][1:2] or one["loc"]} for one in error.errors()]
     return respond_to(invalid_input(found))
 
 

@@ -53,6 +53,15 @@ class UnlearningRequest(Base):
             "tier",
             postgresql_include=["created_at", "started_at", "finished_at"],
         ),
+        # What lists are filtered by (EXPLAIN on 10^5 rows: tests/app/unlearning/test_filters.py).
+        Index(
+            "ix_unlearning_request_subject_reference_arrival",
+            "subject_reference",
+            "arrival",
+            postgresql_where=text("subject_reference IS NOT NULL"),
+        ),
+        Index("ix_unlearning_request_state_arrival", "state", "arrival"),
+        Index("ix_unlearning_request_created_at", "created_at"),
     )
 
     id: Mapped[Id]

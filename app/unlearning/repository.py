@@ -4,8 +4,10 @@ Locks are taken in one order everywhere, so that nobody waits in a circle: job, 
 artifact, audit_log.
 """
 
+import datetime
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -13,21 +15,43 @@ from sqlalchemy.orm import Session, aliased
 
 from app.db import new_id
 from app.unlearning.models import ForgottenSample, RequestState, UnlearningJob, UnlearningRequest
+from core.vocabulary import Method, Tier
 
 # Leases are held against the database's clock: the hosts' may differ. now() is when the transaction
 # began, and it may have waited for a lock since.
 CLOCK = func.clock_timestamp()
 
 
-def list_requests(
-    model_id: uuid.UUID | None, state: RequestState | None
-) -> Select[UnlearningRequest]:
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list of requests is narrowed to; each that is given has to hold."""
+
+    states: Sequence[RequestState] = ()
+    model_id: uuid.UUID | None = None
+    tier: Tier | None = None
+    method: Method | None = None
+    subject_reference: str | None = None
+    created_from: datetime.datetime | None = None
+    created_to: datetime.datetime | None = None  # exclusive: months can be put side by side
+
+
+def list_requests(filters: Filters) -> Select[UnlearningRequest]:
     """Return the statement for requests, newest first."""
     statement = select(UnlearningRequest).order_by(UnlearningRequest.arrival.desc())
-    if model_id is not None:
-        statement = statement.where(UnlearningRequest.model_id == model_id)
-    if state is not None:
-        statement = statement.where(UnlearningRequest.state == state)
+    if filters.states:
+        statement = statement.where(UnlearningRequest.state.in_(filters.states))
+    for column, value in (
+        (UnlearningRequest.model_id, filters.model_id),
+        (UnlearningRequest.tier, filters.tier),
+        (UnlearningRequest.method, filters.method),
+        (UnlearningRequest.subject_reference, filters.subject_reference),
+    ):
+        if value is not None:
+            statement = statement.where(column == value)
+    if filters.created_from is not None:
+        statement = statement.where(UnlearningRequest.created_at >= filters.created_from)
+    if filters.created_to is not None:
+        statement = statement.where(UnlearningRequest.created_at < filters.created_to)
     return statement
 
 

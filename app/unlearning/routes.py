@@ -3,8 +3,9 @@
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime
 from starlette.responses import Response
 
 from app.errors import (
@@ -32,12 +33,13 @@ from app.http.problems import responses
 from app.http.uploads import JSON, MULTIPART, Upload, UploadDep, parse_json
 from app.registry import samples
 from app.registry.samples import Samples
-from app.registry.schemas import Manifest
+from app.registry.schemas import Manifest, Text
 from app.unlearning import repository, service
 from app.unlearning.deadline_routes import DeadlineFilterDep
 from app.unlearning.deadline_views import ViewsDep
 from app.unlearning.models import RequestState
 from app.unlearning.schemas import UnlearningIn, UnlearningOut, UnlearningWithSamplesIn
+from core.vocabulary import Method, Tier
 
 router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])
 
@@ -118,6 +120,34 @@ def create_request(
     return idempotency.once(answer)
 
 
+def get_filters(
+    *,
+    model_id: Annotated[uuid.UUID | None, Query(description="Only of this model.")] = None,
+    state: Annotated[
+        list[RequestState] | None, Query(description="Only in one of these states; repeatable.")
+    ] = None,
+    tier: Annotated[Tier | None, Query(description="Only of this tier.")] = None,
+    method: Annotated[Method | None, Query(description="Only by this method.")] = None,
+    subject_reference: Annotated[Text | None, Query(description="Exactly this one.")] = None,
+    created_from: Annotated[
+        AwareDatetime | None, Query(description="Only from this time on (RFC 3339).")
+    ] = None,
+    created_to: Annotated[
+        AwareDatetime | None, Query(description="Only before this time (RFC 3339).")
+    ] = None,
+) -> repository.Filters:
+    """Return what the list is narrowed to."""
+    return repository.Filters(
+        states=state or (),
+        model_id=model_id,
+        tier=tier,
+        method=method,
+        subject_reference=subject_reference,
+        created_from=created_from,
+        created_to=created_to,
+    )
+
+
 @router.get("", responses=responses())
 def list_requests(
     *,
@@ -125,15 +155,19 @@ def list_requests(
     session: SessionDep,
     views: ViewsDep,
     deadline: DeadlineFilterDep,
-    model_id: Annotated[uuid.UUID | None, Query(description="Only of this model.")] = None,
-    state: Annotated[RequestState | None, Query(description="Only in this state.")] = None,
+    filters: Annotated[repository.Filters, Depends(get_filters)],
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Page[UnlearningOut]:
-    """List unlearning requests, newest first or by their deadlines."""
+    """List unlearning requests, newest first or by their deadlines; every filter has to hold.
+
+    Going on with `next_cursor` meets each request once that was there when the first page was
+    read, whatever arrives meanwhile. A request whose state changes on the way comes or not by the
+    state that it has when its page is read.
+    """
     requests, following = fetch_page(
         session,
-        deadline.apply(repository.list_requests(model_id, state), views),
+        deadline.apply(repository.list_requests(filters), views),
         limit=limit,
         cursor=cursor,
         ordered_by=deadline.ordered_by,

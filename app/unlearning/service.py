@@ -97,6 +97,31 @@ def create(
         ModelNotActiveError: It is retired, or has to be retrained.
         InvalidInputError: The request contradicts the model.
     """
+    request = admit(session, store, keys, settings, wanted=wanted, forget=forget)
+    log_received(session, [request], actor=actor)
+    queue.ring(session)
+    return request
+
+
+def admit(
+    session: Session,
+    store: ArtifactStore,
+    keys: MasterKey,
+    settings: Settings,
+    *,
+    wanted: UnlearningIn,
+    forget: Samples,
+) -> UnlearningRequest:
+    """Write a request down as `create` does, but for its entry in the log and the doorbell.
+
+    Apart, because many requests can be admitted before the log is locked, which all writers share:
+    call `log_received` in the same transaction.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        ModelNotActiveError: It is retired, or has to be retrained.
+        InvalidInputError: The request contradicts the model.
+    """
     model, manifest = describe(session, wanted.model_id)
     samples.require_norms(forget.features, manifest, field="samples")
     # Requests of one model arrive one after the other: `arrival` is then the order of commits too.
@@ -136,20 +161,33 @@ def create(
     request.wrapped_commitment_key = keys.wrap(key, f"lethe/sample-commitment/{request.id}")
     session.add(request)
     session.flush()
-    _log(
-        session,
-        request,
-        "received",
-        actor=actor,
-        method=request.method,
-        options=request.options,
-        sample_count=request.sample_count,
-        sample_commitment=request.sample_commitment,
-        received_at=write_time(received_at),
-        due_at=write_time(due_at),
-    )
-    queue.ring(session)
     return request
+
+
+def log_received(session: Session, requests: Iterable[UnlearningRequest], *, actor: str) -> None:
+    """Log that requests were admitted, in their order. Take every other lock before."""
+    admitted = list(requests)
+    for request in admitted:
+        _tell(session, request, "unlearning-request.received")
+    evidence.append_many(
+        session,
+        [
+            evidence.NewEntry(
+                "unlearning-request.received",
+                subject=_subject(request),
+                payload={
+                    "actor": actor,
+                    "method": request.method,
+                    "options": request.options,
+                    "sample_count": request.sample_count,
+                    "sample_commitment": request.sample_commitment,
+                    "received_at": write_time(request.received_at),
+                    "due_at": None if request.due_at is None else write_time(request.due_at),
+                },
+            )
+            for request in admitted
+        ],
+    )
 
 
 def describe(session: Session, model_id: uuid.UUID) -> tuple[Model, Manifest]:
@@ -609,15 +647,20 @@ def _options(wanted: UnlearningIn, manifest: Manifest, settings: Settings) -> di
 
 def _log(session: Session, request: UnlearningRequest, event: str, **payload: Any) -> None:
     name = f"unlearning-request.{event}"
-    if name in _TOLD:
-        told = {**_subject(request), "state": str(request.state)}
-        outbox.enqueue(session, WebhookEvent(name), told)
+    _tell(session, request, name)
     evidence.append(
         session,
         name,
         subject=_subject(request),
         payload=payload,
     )
+
+
+def _tell(session: Session, request: UnlearningRequest, event: str) -> None:
+    """Have webhooks told, before the log is locked."""
+    if event in _TOLD:
+        told = {**_subject(request), "state": str(request.state)}
+        outbox.enqueue(session, WebhookEvent(event), told)
 
 
 def _subject(request: UnlearningRequest) -> dict[str, str]:

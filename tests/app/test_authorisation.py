@@ -33,6 +33,8 @@ RULES = {
     ("post", "/v1/unlearning-requests"): Scope.UNLEARNING_WRITE,
     ("get", "/v1/unlearning-requests/{request_id}"): Scope.READ,
     ("post", "/v1/unlearning-requests/{request_id}/cancel"): Scope.UNLEARNING_WRITE,
+    ("post", "/v1/unlearning-requests/bulk"): Scope.UNLEARNING_WRITE,
+    ("get", "/v1/unlearning-requests/{request_id}/events"): Scope.READ,
     ("get", "/v1/unlearning-requests/{request_id}/deadline"): Scope.READ,
     ("post", "/v1/unlearning-requests/{request_id}/extension"): Scope.UNLEARNING_WRITE,
     ("post", "/v1/unlearning-requests/{request_id}/identity-check"): Scope.UNLEARNING_WRITE,
