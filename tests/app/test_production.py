@@ -105,7 +105,10 @@ def test_neither_api_nor_worker_starts(settings):
     with pytest.raises(UnsafeSettingsError, match="LOG_ORIGIN"):
         create_app(unsafe)
     values = unsafe.model_dump(mode="json", exclude_none=True)
-    environment = {name.upper(): str(value) for name, value in values.items()}
+    environment = {
+        name.upper(): ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in values.items()
+    }
     done = subprocess.run(
         [sys.executable, "-c", "import worker.celery"],
         cwd=ROOT,
