@@ -3,7 +3,6 @@
 import datetime
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -28,7 +27,7 @@ from app.http.dependencies import Admin, SessionDep
 from app.http.idempotency import Idempotency, IdempotencyDep
 from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
 from app.http.problems import responses
-from app.http.uploads import JSON, UploadDep, read_json
+from app.http.uploads import UploadDep, json_body, read_json
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api keys"])
 
@@ -38,11 +37,6 @@ _WRITING_ERRORS = (
     IdempotencyMismatchError,
     IdempotencyInProgressError,
 )
-
-
-def _body(name: str) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{name}"}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
 @router.get("", responses=responses())
@@ -71,7 +65,7 @@ def get_api_key(key_id: uuid.UUID, _caller: Admin, session: SessionDep) -> ApiKe
     "",
     status_code=201,
     response_model=NewApiKeyOut,
-    openapi_extra=_body("ApiKeyIn"),
+    openapi_extra=json_body(ApiKeyIn),
     responses=responses(*_WRITING_ERRORS),
 )
 def create_api_key(
@@ -97,7 +91,7 @@ def create_api_key(
     "/{key_id}/rotate",
     status_code=201,
     response_model=NewApiKeyOut,
-    openapi_extra=_body("KeyRotationIn"),
+    openapi_extra=json_body(KeyRotationIn),
     responses=responses(ApiKeyNotFoundError, ApiKeyEndedError, *_WRITING_ERRORS),
 )
 def rotate_api_key(

@@ -39,7 +39,7 @@ from app.evidence.verification import verify_bundle
 from app.http.dependencies import AuditReader, NotaryDep, Reader, SessionDep
 from app.http.paging import DEFAULT_LIMIT, Limit
 from app.http.problems import responses
-from app.http.uploads import JSON, UploadDep, read_json
+from app.http.uploads import UploadDep, json_body, read_json
 
 router = APIRouter(tags=["evidence"])
 
@@ -164,12 +164,7 @@ def read_keys(_caller: AuditReader, session: SessionDep) -> KeyList:
 
 @router.post(
     "/v1/certificates/verify",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {JSON: {"schema": {"$ref": "#/components/schemas/VerificationIn"}}},
-        }
-    },
+    openapi_extra=json_body(VerificationIn),
     responses=responses(UnsupportedMediaTypeError, PayloadTooLargeError),
 )
 def verify_certificate(_caller: Reader, upload: UploadDep, session: SessionDep) -> VerificationOut:

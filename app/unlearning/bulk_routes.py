@@ -1,7 +1,5 @@
 """HTTP of many unlearning requests at once."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -23,7 +21,7 @@ from app.http.dependencies import (
 )
 from app.http.idempotency import IdempotencyDep
 from app.http.problems import responses
-from app.http.uploads import JSON, UploadDep, parse_json
+from app.http.uploads import UploadDep, json_body, read_json
 from app.registry import samples
 from app.unlearning import bulk, service
 from app.unlearning.bulk import BulkIn, BulkOut
@@ -33,19 +31,12 @@ from app.unlearning.schemas import UnlearningWithSamplesIn
 
 router = APIRouter(prefix="/v1/unlearning-requests", tags=["unlearning requests"])
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {JSON: {"schema": {"$ref": "#/components/schemas/BulkIn"}}},
-    }
-}
-
 
 @router.post(
     "/bulk",
     status_code=207,
     response_model=BulkOut,
-    openapi_extra=_BODY,
+    openapi_extra=json_body(BulkIn),
     responses=responses(
         UnsupportedMediaTypeError,
         PayloadTooLargeError,
@@ -70,13 +61,8 @@ def create_requests(
     Answers 207 with each item's own result, in their order. A wrong item stops no other. What is
     accepted is accepted together: after any other answer nothing was.
     """
-    if not upload.is_json:
-        raise UnsupportedMediaTypeError(
-            f"Content-Type: expected {JSON}, got a multipart form",
-            field="Content-Type",
-            remedy="Send JSON here, or safetensors one request a call.",
-        )
-    items = bulk.read_items(parse_json(upload.parts[""], BulkIn).requests)
+    wanted = read_json(upload, BulkIn, remedy="Send JSON here, or safetensors one request a call.")
+    items = bulk.read_items(wanted.requests)
 
     def create(wanted: UnlearningWithSamplesIn) -> UnlearningRequest:
         _, manifest = service.describe(session, wanted.model_id)

@@ -2,11 +2,10 @@
 
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from sqlalchemy import Select
 from starlette.responses import Response
 
@@ -31,7 +30,7 @@ from app.http.dependencies import (
 )
 from app.http.idempotency import EmptyIdempotencyDep, IdempotencyDep
 from app.http.problems import responses
-from app.http.uploads import JSON, Upload, UploadDep, parse_json
+from app.http.uploads import UploadDep, json_body, read_json
 from app.unlearning import deadline_repository as repository
 from app.unlearning import deadline_service, service
 from app.unlearning.deadline_models import RejectionGround
@@ -50,16 +49,9 @@ router = APIRouter(prefix="/v1/unlearning-requests", tags=["deadlines"])
 
 BODIES = (ExtensionIn, IdentityCheckIn, RejectionIn)
 
-Body = TypeVar("Body", bound=BaseModel)
 
 _OF_EVERY_STEP = (RequestNotFoundError, IdempotencyMismatchError, IdempotencyInProgressError)
 _OF_A_BODY = (UnsupportedMediaTypeError, PayloadTooLargeError)
-
-
-def _body(schema: type[BaseModel]) -> dict[str, Any]:
-    """Return the OpenAPI entry of a body, which is parsed more strictly than FastAPI would."""
-    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": reference}}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +124,7 @@ def get_deadline(
 @router.post(
     "/{request_id}/extension",
     response_model=UnlearningOut,
-    openapi_extra=_body(ExtensionIn),
+    openapi_extra=json_body(ExtensionIn),
     responses=responses(
         RequestNotWaitingError,
         DeadlineExtendedError,
@@ -152,7 +144,7 @@ def extend_deadline(
     views: ViewsDep,
 ) -> Response:
     """Extend the period by up to two months, once and within the first (Art. 12(3) GDPR)."""
-    wanted = _parse(upload, ExtensionIn)
+    wanted = read_json(upload, ExtensionIn)
 
     def answer() -> Response:
         request = deadline_service.extend(
@@ -172,7 +164,7 @@ def extend_deadline(
 @router.post(
     "/{request_id}/identity-check",
     response_model=UnlearningOut,
-    openapi_extra=_body(IdentityCheckIn),
+    openapi_extra=json_body(IdentityCheckIn),
     responses=responses(RequestNotWaitingError, DeadlinePassedError, *_OF_A_BODY, *_OF_EVERY_STEP),
 )
 def begin_identity_check(
@@ -185,7 +177,7 @@ def begin_identity_check(
     views: ViewsDep,
 ) -> Response:
     """Hold a queued request back until its person is known (Art. 12(6) GDPR); its clock stops."""
-    wanted = _parse(upload, IdentityCheckIn)
+    wanted = read_json(upload, IdentityCheckIn)
 
     def answer() -> Response:
         request = deadline_service.begin_identity_check(
@@ -225,7 +217,7 @@ def confirm_identity(
 @router.post(
     "/{request_id}/identity-check/reject",
     response_model=UnlearningOut,
-    openapi_extra=_body(IdentityCheckIn),
+    openapi_extra=json_body(IdentityCheckIn),
     responses=responses(NoIdentityCheckError, *_OF_A_BODY, *_OF_EVERY_STEP),
 )
 def reject_identity(
@@ -239,7 +231,7 @@ def reject_identity(
     views: ViewsDep,
 ) -> Response:
     """Refuse a request whose person cannot be identified (Art. 12(2) GDPR)."""
-    wanted = _parse(upload, IdentityCheckIn)
+    wanted = read_json(upload, IdentityCheckIn)
 
     def answer() -> Response:
         request = deadline_service.reject_identity(
@@ -253,7 +245,7 @@ def reject_identity(
 @router.post(
     "/{request_id}/reject",
     response_model=UnlearningOut,
-    openapi_extra=_body(RejectionIn),
+    openapi_extra=json_body(RejectionIn),
     responses=responses(RequestNotWaitingError, *_OF_A_BODY, *_OF_EVERY_STEP),
 )
 def reject_request(
@@ -267,7 +259,7 @@ def reject_request(
     views: ViewsDep,
 ) -> Response:
     """Refuse a request for the controller, before anything is computed (Art. 17(3), 12(5) GDPR)."""
-    wanted = _parse(upload, RejectionIn)
+    wanted = read_json(upload, RejectionIn)
 
     def answer() -> Response:
         request = deadline_service.reject(
@@ -281,16 +273,6 @@ def reject_request(
         return _answer(views, request)
 
     return idempotency.once(answer)
-
-
-def _parse(upload: Upload, schema: type[Body]) -> Body:
-    if not upload.is_json:
-        raise UnsupportedMediaTypeError(
-            f"Content-Type: expected {JSON}, got a multipart form",
-            field="Content-Type",
-            remedy="Send JSON.",
-        )
-    return parse_json(upload.parts[""], schema)
 
 
 def _answer(views: Views, request: UnlearningRequest) -> JSONResponse:

@@ -1,11 +1,10 @@
 """HTTP of webhooks: who is told what happens, and what became of each message."""
 
 import uuid
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.errors import (
@@ -22,7 +21,7 @@ from app.http.dependencies import KeysDep, SessionDep, SettingsDep, WebhookManag
 from app.http.idempotency import EmptyIdempotencyDep, IdempotencyDep
 from app.http.paging import DEFAULT_LIMIT, Cursor, Limit, Page, fetch_page
 from app.http.problems import responses
-from app.http.uploads import JSON, Upload, UploadDep, parse_json
+from app.http.uploads import UploadDep, json_body, read_json
 from app.webhooks import repository, service
 from app.webhooks.addresses import Guard
 from app.webhooks.models import DeliveryState, Webhook, WebhookDelivery
@@ -37,22 +36,16 @@ from app.webhooks.schemas import (
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
-Schema = TypeVar("Schema", bound=BaseModel)
 
 _JSON_BODY = (UnsupportedMediaTypeError, PayloadTooLargeError)
 _ONCE = (IdempotencyMismatchError, IdempotencyInProgressError)
-
-
-def _takes(schema: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": reference}}}}
 
 
 @router.post(
     "",
     status_code=201,
     response_model=WebhookWithSecretOut,
-    openapi_extra=_takes(WebhookIn),
+    openapi_extra=json_body(WebhookIn),
     responses=responses(TooManyWebhooksError, *_JSON_BODY, *_ONCE),
 )
 def create_webhook(
@@ -65,7 +58,7 @@ def create_webhook(
     settings: SettingsDep,
 ) -> Response:
     """Add a webhook. The answer has its secret, which is never shown again."""
-    wanted = _read(upload, WebhookIn)
+    wanted = read_json(upload, WebhookIn)
 
     def answer() -> Response:
         webhook, secret = service.create(
@@ -103,7 +96,7 @@ def get_webhook(webhook_id: uuid.UUID, _caller: WebhookManager, session: Session
 
 @router.patch(
     "/{webhook_id}",
-    openapi_extra=_takes(WebhookChangesIn),
+    openapi_extra=json_body(WebhookChangesIn),
     responses=responses(WebhookNotFoundError, *_JSON_BODY),
 )
 def change_webhook(
@@ -115,7 +108,7 @@ def change_webhook(
     settings: SettingsDep,
 ) -> WebhookOut:
     """Change a webhook. What waited while it was disabled is sent once it is enabled again."""
-    wanted = _read(upload, WebhookChangesIn)
+    wanted = read_json(upload, WebhookChangesIn)
     webhook = service.change(
         session, Guard.from_settings(settings), webhook_id, wanted=wanted, actor=caller.actor
     )
@@ -131,7 +124,7 @@ def delete_webhook(webhook_id: uuid.UUID, caller: WebhookManager, session: Sessi
 @router.post(
     "/{webhook_id}/rotate-secret",
     response_model=WebhookWithSecretOut,
-    openapi_extra=_takes(RotationIn),
+    openapi_extra=json_body(RotationIn),
     responses=responses(WebhookNotFoundError, *_JSON_BODY, *_ONCE),
 )
 def rotate_secret(
@@ -144,7 +137,7 @@ def rotate_secret(
     keys: KeysDep,
 ) -> Response:
     """Make a new secret. For `overlap_hours` messages bear the signatures of both."""
-    wanted = _read(upload, RotationIn)
+    wanted = read_json(upload, RotationIn)
 
     def answer() -> Response:
         webhook, secret = service.rotate(
@@ -209,16 +202,6 @@ def replay_delivery(
     return idempotency.once(
         lambda: _accepted(service.replay(session, webhook_id, delivery_id, actor=caller.actor))
     )
-
-
-def _read(upload: Upload, schema: type[Schema]) -> Schema:
-    if not upload.is_json:
-        raise UnsupportedMediaTypeError(
-            "Content-Type: expected application/json, got a multipart form",
-            field="Content-Type",
-            remedy="Send JSON.",
-        )
-    return parse_json(upload.parts[""], schema)
 
 
 def _answer(

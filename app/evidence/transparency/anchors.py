@@ -151,6 +151,7 @@ class Anchoring:
         except (UndeliveredError, httpx.HTTPError, OSError) as error:
             logger.warning("anchor.not_delivered", **where, error=str(error) or repr(error))
         except Exception:
+            # A thread's error would be seen by nobody. It is tried again at the next turn.
             logger.exception("anchor.failed", **where)
         else:
             logger.info("anchor.delivered", **where)
