@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import ForeignKey, LargeBinary, func, select, text, update
+from sqlalchemy import ForeignKey, LargeBinary, false, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -27,6 +27,8 @@ from app.errors import (
 )
 from app.evidence import repository as log
 from app.evidence import service as evidence
+from app.tenants.models import DEFAULT_TENANT_ID, Owned
+from app.tenants.scope import tenant_of_session
 
 PREFIX = "lethe"
 SECRET_BYTES = 32  # 256 bits of entropy: a plain SHA-256 cannot be searched, so no slow hash
@@ -55,10 +57,11 @@ class Scope(enum.StrEnum):
     ADMIN = "admin"  # everything
 
 
-class ApiKey(Base):
+class ApiKey(Owned, Base):
     """A caller's key. The secret itself is shown once, when it is made, and never stored."""
 
     __tablename__ = "api_key"
+    __subject__ = "api_key_id"
 
     id: Mapped[Id]
     name: Mapped[str]
@@ -69,6 +72,8 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime.datetime | None]
     last_used_at: Mapped[datetime.datetime | None]  # to the minute
     rotated_from: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_key.id"))
+    # Reads other tenants' log entries, too. Made on the command line alone.
+    whole_log: Mapped[bool] = mapped_column(default=False, server_default=false())
 
     def has_ended(self, now: datetime.datetime) -> bool:
         """Tell whether it opens nothing any more."""
@@ -85,6 +90,8 @@ class Caller:
     name: str
     scopes: frozenset[Scope]
     expires_at: datetime.datetime | None = None
+    tenant_id: uuid.UUID = DEFAULT_TENANT_ID
+    whole_log: bool = False
 
     @property
     def actor(self) -> str:
@@ -112,14 +119,32 @@ def create_key(
     scopes: Iterable[Scope],
     expires_at: datetime.datetime | None = None,
     actor: str = COMMAND_LINE,
+    tenant_id: uuid.UUID | None = None,
+    whole_log: bool = False,
 ) -> tuple[ApiKey, str]:
     """Make a key; return its row and the token that the caller has to keep.
+
+    Args:
+        session: Its commit makes the key count.
+        name: Whose key it is.
+        scopes: What it may do.
+        expires_at: When it ends; None: not by itself.
+        actor: Who makes it, for the audit log.
+        tenant_id: Whose it is; None: the session's tenant, else the default one.
+        whole_log: Whether it reads every tenant's log entries.
 
     Raises:
         InvalidInputError: The name is blank, or no scope is given.
     """
     return _create(
-        session, name=name, scopes=scopes, expires_at=expires_at, rotated_from=None, actor=actor
+        session,
+        name=name,
+        scopes=scopes,
+        expires_at=expires_at,
+        rotated_from=None,
+        actor=actor,
+        tenant_id=tenant_id or tenant_of_session(session) or DEFAULT_TENANT_ID,
+        whole_log=whole_log,
     )
 
 
@@ -131,6 +156,8 @@ def _create(
     expires_at: datetime.datetime | None,
     rotated_from: uuid.UUID | None,
     actor: str,
+    tenant_id: uuid.UUID,
+    whole_log: bool,
 ) -> tuple[ApiKey, str]:
     granted = sorted({Scope(scope) for scope in scopes})
     if not name.strip():
@@ -151,6 +178,8 @@ def _create(
         scopes=[str(scope) for scope in granted],
         expires_at=expires_at,
         rotated_from=rotated_from,
+        tenant_id=tenant_id,
+        whole_log=whole_log,
     )
     session.add(key)
     session.flush()
@@ -163,6 +192,7 @@ def _create(
             "expires_at": None if expires_at is None else expires_at.isoformat(),
             "rotated_from": None if rotated_from is None else str(rotated_from),
             "actor": actor,
+            **({"whole_log": True} if whole_log else {}),
         },
     )
     return key, f"{PREFIX}_{key.id.hex}_{secret}"
@@ -204,6 +234,8 @@ def rotate_key(
         expires_at=None if lifetime is None else now + lifetime,
         rotated_from=old.id,
         actor=actor,
+        tenant_id=old.tenant_id,
+        whole_log=old.whole_log,
     )
     evidence.append(
         session,
@@ -298,7 +330,9 @@ def authenticate(session: Session, token: str) -> Caller:
             " `lethe keys create` makes one.",
         )
     scopes = frozenset(Scope(scope) for scope in key.scopes)
-    return Caller(key.id, key.name, scopes, key.expires_at)
+    return Caller(
+        key.id, key.name, scopes, key.expires_at, tenant_id=key.tenant_id, whole_log=key.whole_log
+    )
 
 
 def _lock_key(session: Session, key_id: uuid.UUID) -> ApiKey:

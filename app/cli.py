@@ -12,6 +12,7 @@ from app.commands.api_keys import api_keys
 from app.commands.audit import audit
 from app.commands.database import database
 from app.commands.keys import keys
+from app.commands.tenants import tenants
 
 PLUGINS = "lethe.commands"
 
@@ -26,6 +27,7 @@ app.command()(service.down)
 app.add_typer(database, name="db")
 app.add_typer(keys, name="keys")
 app.add_typer(api_keys, name="api-keys")
+app.add_typer(tenants, name="tenants")
 app.add_typer(audit, name="audit")
 app.command()(records.verify)
 app.command()(render.render)

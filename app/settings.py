@@ -135,7 +135,9 @@ class Settings(KeySettings):
     webhook_ca_file: Path | None = Field(
         None, description="PEM certificates that receivers may lead to, beside the public ones"
     )
-    webhook_max_endpoints: PositiveInt = Field(20, description="How many webhooks there may be")
+    webhook_max_endpoints: PositiveInt = Field(
+        20, description="How many webhooks a tenant may have"
+    )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="Larger bodies are answered 413")
     rate_limit_per_minute: int = Field(
         12_000, ge=0, le=6_000_000, description="Requests of one API key; 0: no limit"

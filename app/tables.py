@@ -8,6 +8,7 @@ import app.budget.models
 import app.evidence.models
 import app.http.idempotency
 import app.registry.models
+import app.tenants.models
 import app.unlearning.deadline_models
 import app.unlearning.models
 import app.webhooks.models

@@ -12,13 +12,14 @@ from starlette.responses import Response
 
 from app import auth
 from app.api_keys.schemas import ApiKeyIn, ApiKeyOut, KeyRotationIn, NewApiKeyOut
-from app.auth import ApiKey
+from app.auth import ApiKey, Caller
 from app.errors import (
     ApiKeyEndedError,
     ApiKeyNotFoundError,
     IdempotencyInProgressError,
     IdempotencyMismatchError,
     InvalidInputError,
+    MissingScopeError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
@@ -106,6 +107,7 @@ def rotate_api_key(
     wanted = read_json(upload, KeyRotationIn)
 
     def make() -> tuple[ApiKey, str]:
+        _require_no_more(caller, auth.find_key(session, key_id))
         overlap = datetime.timedelta(hours=wanted.overlap_hours)
         return auth.rotate_key(session, key_id, overlap=overlap, actor=caller.actor)
 
@@ -142,6 +144,16 @@ def _show(key: ApiKey, token: str | None, now: datetime.datetime) -> Response:
     shown = NewApiKeyOut.model_validate({**ApiKeyOut.of(key, now).model_dump(), "token": token})
     headers = {"Location": f"{router.prefix}/{key.id}"}
     return JSONResponse(shown.model_dump(mode="json"), 201, headers)
+
+
+def _require_no_more(caller: Caller, key: ApiKey) -> None:
+    """Refuse to hand an administrator of one tenant a key that reads what others did."""
+    if key.whole_log and not caller.whole_log:
+        raise MissingScopeError(
+            f"API key {key.id} reads the whole log, which {caller.name!r} may not",
+            field="key_id",
+            remedy="The operator rotates it: `lethe api-keys rotate`.",
+        )
 
 
 def _require_future(session: Session, expires_at: datetime.datetime | None) -> None:

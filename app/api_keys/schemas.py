@@ -73,6 +73,9 @@ class ApiKeyOut(BaseModel):
     revoked_at: datetime.datetime | None
     last_used_at: datetime.datetime | None = Field(description="To the minute")
     rotated_from: uuid.UUID | None = Field(description="The key that it follows")
+    whole_log: bool = Field(
+        description="Reads every tenant's log entries; such keys are made on the command line"
+    )
 
     @classmethod
     def of(cls, key: ApiKey, now: datetime.datetime) -> "ApiKeyOut":
@@ -93,6 +96,7 @@ class ApiKeyOut(BaseModel):
             revoked_at=key.revoked_at,
             last_used_at=key.last_used_at,
             rotated_from=key.rotated_from,
+            whole_log=key.whole_log,
         )
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt
+from app.tenants.models import PartOfModel
 
 
 class EntryKind(enum.StrEnum):
@@ -18,7 +19,7 @@ class EntryKind(enum.StrEnum):
     RELEASE = "release"  # amount: what a job that changed nothing gives back
 
 
-class BudgetAccount(Base):
+class BudgetAccount(PartOfModel, Base):
     """How much of what a model's noise hides its deletions have used (METHOD §5)."""
 
     __tablename__ = "budget_account"
@@ -44,7 +45,7 @@ class BudgetAccount(Base):
     created_at: Mapped[CreatedAt]
 
 
-class BudgetEntry(Base):
+class BudgetEntry(PartOfModel, Base):
     """One movement of an account; triggers refuse changes."""
 
     __tablename__ = "budget_entry"

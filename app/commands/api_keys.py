@@ -28,16 +28,18 @@ def list_api_keys(*, state_dir: StateDir = Path(".lethe")) -> None:
     from app.api_keys.schemas import ApiKeyOut
     from app.auth import ApiKey
     from app.evidence.repository import database_time
+    from app.tenants.models import Tenant
 
     with explained_errors(), sessions_of(state_dir) as sessions, sessions() as session:
         now = database_time(session)
+        owned = select(ApiKey, Tenant.name).join(Tenant, Tenant.id == ApiKey.tenant_id)
         found = [
-            ApiKeyOut.of(key, now)
-            for key in session.scalars(select(ApiKey).order_by(ApiKey.id.desc()))
+            (ApiKeyOut.of(key, now), tenant)
+            for key, tenant in session.execute(owned.order_by(ApiKey.id.desc()))
         ]
-    for key in found:
-        console.print(_line(key), markup=False)
-    for key in found:
+    for key, tenant in found:
+        console.print(_line(key, tenant), markup=False)
+    for key, _ in found:
         if key.expires_soon:
             errors.print(
                 f"{key.id} ({key.name}) ends soon: `lethe api-keys rotate {key.id}`.", markup=False
@@ -75,7 +77,8 @@ def revoke_api_key(key_id: KeyId, *, state_dir: StateDir = Path(".lethe")) -> No
     console.print(f"API key {key.id} ({key.name}) is revoked.", markup=False)
 
 
-def _line(key: "ApiKeyOut") -> str:
+def _line(key: "ApiKeyOut", tenant: str) -> str:
     used = "never used" if key.last_used_at is None else f"used {key.last_used_at:%Y-%m-%d %H:%M}"
     ends = "no end" if key.expires_at is None else f"ends {key.expires_at:%Y-%m-%d %H:%M}"
-    return f"{key.id}  {key.state:<7}  {ends}  {used}  {','.join(key.scopes)}  {key.name}"
+    may = f"{','.join(key.scopes)}{'  whole log' if key.whole_log else ''}"
+    return f"{key.id}  {key.state:<7}  {ends}  {used}  {tenant}  {may}  {key.name}"

@@ -176,10 +176,18 @@ def create_key(
     *,
     scope: Annotated[list[str], typer.Option(help="What it may do; may be given repeatedly.")],
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
+    tenant: Annotated[str, typer.Option(help="Whose models it opens.")] = "default",
+    whole_log: Annotated[
+        bool,
+        typer.Option(
+            "--whole-log", help="For auditors of the service: reads every tenant's log entries."
+        ),
+    ] = False,
     state_dir: StateDir = Path(".lethe"),
 ) -> None:
     """Make an API key and print it, once: only its hash is stored."""
     from app import auth
+    from app.tenants import service as tenants
 
     with explained_errors():
         try:
@@ -191,7 +199,14 @@ def create_key(
         now = datetime.datetime.now(datetime.UTC)
         expires_at = None if days is None else now + datetime.timedelta(days=days)
         with sessions_of(state_dir) as sessions, sessions.begin() as session:
-            _, token = auth.create_key(session, name=name, scopes=scopes, expires_at=expires_at)
+            _, token = auth.create_key(
+                session,
+                name=name,
+                scopes=scopes,
+                expires_at=expires_at,
+                tenant_id=tenants.find(session, tenant).id,
+                whole_log=whole_log,
+            )
     # The key alone on standard output, so that a script can keep it.
     print(token)  # noqa: T201
     errors.print("Keep it: it is not shown again.")

@@ -100,11 +100,21 @@ class EntryOut(EntryStatement):
     leaf_hash: Sha256
 
 
+class HiddenEntryOut(BaseModel):
+    """Another tenant's entry, or one of the service's own: its hash proves that it is there."""
+
+    index: int
+    leaf_hash: Sha256
+
+
 class EntryPage(BaseModel):
     """Some entries in order."""
 
     log: int = Field(description="Which of this service's logs; 1 unless one was closed")
-    items: list[EntryOut]
+    items: list[EntryOut | HiddenEntryOut] = Field(
+        description="Where several tenants share the service, others' entries are hashes alone,"
+        " but for keys that were made with `--whole-log`"
+    )
     next_cursor: str | None = Field(None, description="null on the last page")
 
 

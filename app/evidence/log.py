@@ -13,6 +13,7 @@ from app.evidence._fields import write_time
 from app.evidence.canonical import canonical_json
 from app.evidence.models import AuditEntry, AuditLog
 from app.evidence.transparency.merkle import Frontier, leaf_hash
+from app.tenants.scope import tenant_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +115,15 @@ def _append(session: Session, log: AuditLog, entries: Sequence[NewEntry]) -> lis
                 "index": index,
                 "body": body,
                 "subtrees": b"".join(completed),
+                "tenant_id": tenant_of(session, entry.subject),
                 "created_at": time,
             }
         )
     if not written:
         return []
     # Before the log's end moves: the database lets it move over written entries only.
-    session.execute(insert(AuditEntry), written)
+    # With its nulls: a column that is left out is the default tenant's.
+    session.execute(insert(AuditEntry), written, execution_options={"render_nulls": True})
     log.size, log.frontier = frontier.size, frontier.to_bytes()
     session.flush()
     return [AuditEntry(**values) for values in written]

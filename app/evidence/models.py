@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Id
+from app.tenants.models import OF_THE_DEFAULT, PartOfRequest
 
 
 class RecordKind(enum.StrEnum):
@@ -94,6 +95,8 @@ class AuditEntry(Base):
     # Hashes of every complete subtree that ends with this entry, the leaf's own first. So each node
     # of the tree is stored once, with the entry that completed it, and never changes.
     subtrees: Mapped[bytes]
+    # Who may read its body; None: what is the service's own. Beside what is hashed, not in it.
+    tenant_id: Mapped[uuid.UUID | None] = mapped_column(server_default=OF_THE_DEFAULT)
     created_at: Mapped[CreatedAt]
 
 
@@ -134,7 +137,7 @@ class AuditAnchor(Base):
     created_at: Mapped[CreatedAt]
 
 
-class EvidenceRecord(Base):
+class EvidenceRecord(PartOfRequest, Base):
     """A signed record about one unlearning request, in a DSSE envelope."""
 
     __tablename__ = "evidence_record"

@@ -25,6 +25,7 @@ from app.evidence.formats import (
     ConsistencyProofOut,
     EntryOut,
     EntryPage,
+    HiddenEntryOut,
     InclusionProofOut,
     VerificationIn,
     VerificationOut,
@@ -40,6 +41,7 @@ from app.http.dependencies import AuditReader, NotaryDep, Reader, SessionDep
 from app.http.paging import DEFAULT_LIMIT, Limit
 from app.http.problems import responses
 from app.http.uploads import UploadDep, json_body, read_json
+from app.tenants import service as tenants
 
 router = APIRouter(tags=["evidence"])
 
@@ -69,7 +71,7 @@ Since = Annotated[
 
 @router.get("/v1/audit/entries", responses=responses())
 def list_entries(
-    _caller: AuditReader,
+    caller: AuditReader,
     session: SessionDep,
     log: Log = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -81,9 +83,15 @@ def list_entries(
     chosen = service.find_log(session, log)
     found = repository.entries(session, chosen.id, start=cursor, limit=limit + 1)
     following = str(found[limit].index) if len(found) > limit else None
+    sees_all = caller.whole_log or not tenants.are_several(session)
     return EntryPage(
         log=chosen.id,
-        items=[_entry_out(entry) for entry in found[:limit]],
+        items=[
+            _entry_out(entry)
+            if sees_all or entry.tenant_id == caller.tenant_id
+            else HiddenEntryOut(index=entry.index, leaf_hash=_leaf_hash(entry))
+            for entry in found[:limit]
+        ],
         next_cursor=following,
     )
 
@@ -126,7 +134,7 @@ def read_inclusion_proof(
     return InclusionProofOut(
         index=index,
         size=checkpoint.size,
-        leaf_hash=entry.subtrees[:HASH_BYTES].hex(),
+        leaf_hash=_leaf_hash(entry),
         hashes=tuple(value.hex() for value in hashes),
         proof=proof,
     )
@@ -259,8 +267,12 @@ def _entry_out(entry: AuditEntry) -> EntryOut:
     return EntryOut(
         **read_entry(entry.body).model_dump(),
         body=entry.body.decode(),
-        leaf_hash=entry.subtrees[:HASH_BYTES].hex(),
+        leaf_hash=_leaf_hash(entry),
     )
+
+
+def _leaf_hash(entry: AuditEntry) -> str:
+    return entry.subtrees[:HASH_BYTES].hex()
 
 
 def _checkpoint_out(session: SessionDep, checkpoint: AuditCheckpoint) -> CheckpointOut:

@@ -17,6 +17,7 @@ from app.http.visits import visit_of
 from app.jobs import JobQueue
 from app.services import Services
 from app.settings import Settings
+from app.tenants.scope import narrow
 
 
 def get_services(request: Request) -> Services:
@@ -26,12 +27,6 @@ def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
-
-
-def get_session(services: ServicesDep) -> Iterator[Session]:
-    """Give a route one transaction: committed when it returns, rolled back when it raises."""
-    with services.sessions.begin() as session:
-        yield session
 
 
 def get_request_settings(services: ServicesDep) -> Settings:
@@ -59,8 +54,6 @@ def get_queue(services: ServicesDep) -> JobQueue:
     return services.queue
 
 
-# scope="function": the commit happens before the answer leaves, so a failed one answers 500.
-SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 SettingsDep = Annotated[Settings, Depends(get_request_settings)]
 StoreDep = Annotated[ArtifactStore, Depends(get_store)]
 KeysDep = Annotated[MasterKey, Depends(get_keys)]
@@ -100,6 +93,20 @@ def get_caller(
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+def get_session(services: ServicesDep, caller: CallerDep) -> Iterator[Session]:
+    """Give a route one transaction: committed when it returns, rolled back when it raises.
+
+    What belongs to other tenants than the caller's is not there.
+    """
+    with services.sessions.begin() as session:
+        narrow(session, caller.tenant_id)
+        yield session
+
+
+# scope="function": the commit happens before the answer leaves, so a failed one answers 500.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 class Requires:

@@ -9,6 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Id
+from app.tenants.models import Owned, PartOfModel
 
 
 class ModelState(enum.StrEnum):
@@ -19,10 +20,11 @@ class ModelState(enum.StrEnum):
     RETIRED = "retired"
 
 
-class Model(Base):
+class Model(Owned, Base):
     """A registered model: what its owner declared once, and where its chain of revisions ends."""
 
     __tablename__ = "model"
+    __subject__ = "model_id"
     __table_args__ = (
         CheckConstraint("state IN ('active', 'retraining_required', 'retired')", name="state"),
         CheckConstraint(
@@ -53,7 +55,7 @@ class Model(Base):
     created_at: Mapped[CreatedAt]
 
 
-class Revision(Base):
+class Revision(PartOfModel, Base):
     """Weights (and statistics) of a model after a number of deletions."""
 
     __tablename__ = "revision"
@@ -87,7 +89,7 @@ class Revision(Base):
     created_at: Mapped[CreatedAt]
 
 
-class TrainingDigest(Base):
+class TrainingDigest(PartOfModel, Base):
     """Keyed digest of a training sample, and how many copies of it the model still has.
 
     A row stays when its last copy is gone: "forgotten" and "never trained on" are two answers.

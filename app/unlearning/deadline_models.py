@@ -8,6 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Id
+from app.tenants.models import PartOfRequest
 
 
 class IntervalKind(enum.StrEnum):
@@ -44,7 +45,7 @@ class RejectionGround(enum.StrEnum):
     NOT_IDENTIFIED = "art-12-2"  # the end of an identity check alone
 
 
-class DeadlineInterval(Base):
+class DeadlineInterval(PartOfRequest, Base):
     """An extension, or a time during which the clock stood still. Rows are closed, never removed.
 
     The period itself is none: the request has its beginning, and the earliest row its first end.

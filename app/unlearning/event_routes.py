@@ -14,6 +14,7 @@ from starlette.responses import Response
 from app.errors import EventsUnavailableError, RequestNotFoundError
 from app.http.dependencies import Reader, ServicesDep
 from app.http.problems import responses
+from app.tenants.scope import narrow
 from app.unlearning import service
 from app.unlearning.events import Change, EventFeed, Position, Watch, unknown_event
 from app.unlearning.models import RequestState
@@ -58,9 +59,10 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def find_request(request_id: uuid.UUID, services: ServicesDep, _caller: Reader) -> uuid.UUID:
+def find_request(request_id: uuid.UUID, services: ServicesDep, caller: Reader) -> uuid.UUID:
     """Return the id of a request that exists; no connection is held while its stream is open."""
     with services.sessions() as session:
+        narrow(session, caller.tenant_id)
         return service.get(session, request_id).id
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Id
+from app.tenants.models import DEFAULT_TENANT_ID, OF_THE_DEFAULT, Owned, PartOfModel
 
 
 class RequestState(enum.StrEnum):
@@ -33,10 +34,11 @@ WAITING_STATES = frozenset({RequestState.QUEUED, RequestState.IDENTITY_CHECK})
 OPEN_STATES = WAITING_STATES | {RequestState.RUNNING}
 
 
-class UnlearningRequest(Base):
+class UnlearningRequest(Owned, Base):
     """A request to forget samples. This table is the queue; Celery's message is only a doorbell."""
 
     __tablename__ = "unlearning_request"
+    __subject__ = "request_id"
     __table_args__ = (
         CheckConstraint(
             "state IN ('queued', 'identity_check', 'running', 'completed', 'refused', 'failed',"
@@ -45,6 +47,7 @@ class UnlearningRequest(Base):
         ),
         Index("ix_unlearning_request_queue", "arrival", postgresql_where=text("state = 'queued'")),
         Index("ix_unlearning_request_model_id_arrival", "model_id", "arrival"),
+        Index("ix_unlearning_request_tenant_id_arrival", "tenant_id", "arrival"),
         Index("ix_unlearning_request_due_at_arrival", "due_at", "arrival"),
         # Metrics read this index alone, however wide the rows are.
         Index(
@@ -65,6 +68,10 @@ class UnlearningRequest(Base):
     )
 
     id: Mapped[Id]
+    # Its model's. No foreign key: every request at once would share a lock on one tenant's row.
+    tenant_id: Mapped[uuid.UUID] = mapped_column(
+        default=DEFAULT_TENANT_ID, server_default=OF_THE_DEFAULT
+    )
     # Order of arrival within a model; ids from several API hosts may tie.
     arrival: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
     model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model.id"))
@@ -98,7 +105,7 @@ class UnlearningRequest(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
-class UnlearningJob(Base):
+class UnlearningJob(PartOfModel, Base):
     """One worker's lease on a model. Its id is the fencing token that every write checks."""
 
     __tablename__ = "unlearning_job"
@@ -120,7 +127,7 @@ class UnlearningJob(Base):
     outcome: Mapped[str | None]  # final state of its request, or "lost"
 
 
-class ForgottenSample(Base):
+class ForgottenSample(PartOfModel, Base):
     """Keyed digest of a sample that a model has forgotten: a second deletion is refused."""
 
     __tablename__ = "forgotten_sample"

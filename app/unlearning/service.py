@@ -140,6 +140,7 @@ def admit(
     key = os.urandom(KEY_BYTES)
     request = UnlearningRequest(
         id=new_id(),
+        tenant_id=model.tenant_id,
         model_id=model.id,
         method=method,
         tier=tier_of(method, manifest.loss),

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Id
+from app.tenants.models import Owned, PartOfWebhook
 
 
 class WebhookEvent(enum.StrEnum):
@@ -47,10 +48,11 @@ class DeliveryState(enum.StrEnum):
     FAILED = "failed"  # no attempt is left
 
 
-class Webhook(Base):
+class Webhook(Owned, Base):
     """A receiver. Its row outlives its deletion for a while: deliveries refer to it."""
 
     __tablename__ = "webhook"
+    __subject__ = "webhook_id"
     __table_args__ = (CheckConstraint("state IN ('enabled', 'disabled')", name="state"),)
 
     id: Mapped[Id]
@@ -73,7 +75,7 @@ class Webhook(Base):
     deleted_at: Mapped[datetime.datetime | None]
 
 
-class WebhookDelivery(Base):
+class WebhookDelivery(PartOfWebhook, Base):
     """One message to one receiver: the outbox, written with what the message tells of."""
 
     __tablename__ = "webhook_delivery"

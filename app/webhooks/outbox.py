@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db import new_id
 from app.evidence.canonical import canonical_json
+from app.tenants.scope import tenant_of
 from app.webhooks import repository
 from app.webhooks.models import Webhook, WebhookDelivery, WebhookEvent
 
@@ -20,7 +21,7 @@ MAX_BODY_BYTES: Final = 16 * 2**10
 
 
 def enqueue(session: Session, event: WebhookEvent, data: Mapping[str, str]) -> None:
-    """Have every webhook that wants to know told of an event, if the transaction is committed.
+    """Have every webhook of whose it is told of an event, if it wants to know, after the commit.
 
     Takes no lock that anybody waits for. Call it before `evidence.append`, whose lock comes last.
 
@@ -29,10 +30,16 @@ def enqueue(session: Session, event: WebhookEvent, data: Mapping[str, str]) -> N
         event: What happened.
         data: Ids and states alone, never what a client wrote: messages leave the service, and
             receivers ask for the rest with a key of their own.
+
+    Raises:
+        ValueError: The data names no model and no request, so that it is nobody's.
     """
+    tenant_id = tenant_of(session, data)
+    if tenant_id is None:
+        raise ValueError(f"a message about nothing that is anybody's: {sorted(data)}")
     wanting = [
         webhook
-        for webhook in repository.enabled_webhooks(session)
+        for webhook in repository.enabled_webhooks(session, tenant_id)
         if webhook.events is None or event in webhook.events
     ]
     if wanting:

@@ -20,9 +20,11 @@ def list_webhooks() -> Select[Webhook]:
     return select(Webhook).where(Webhook.deleted_at.is_(None)).order_by(Webhook.id.desc())
 
 
-def enabled_webhooks(session: Session) -> list[Webhook]:
-    """Return the webhooks that are told what happens."""
-    return list(session.scalars(select(Webhook).where(_is_enabled())))
+def enabled_webhooks(session: Session, tenant_id: uuid.UUID) -> list[Webhook]:
+    """Return the webhooks that are told what happens to a tenant's models and requests."""
+    return list(
+        session.scalars(select(Webhook).where(_is_enabled(), Webhook.tenant_id == tenant_id))
+    )
 
 
 def find_webhook(session: Session, webhook_id: uuid.UUID) -> Webhook | None:

@@ -11,6 +11,7 @@ import pytest
 from app import auth
 from app.auth import Scope
 from app.main import assemble
+from app.tenants import service as tenants
 
 EVERYBODY = None  # no key is asked for
 NOBODYS_ID = "01890000-0000-7000-8000-000000000000"
@@ -139,6 +140,28 @@ def test_every_key_gets_what_the_table_says_and_nothing_else(api, tokens):
             allowed = scope is EVERYBODY or held in {scope, Scope.ADMIN}
             if (status == 403) is allowed or status in {401, 405, 500}:
                 wrong.append((method, path, held, status))
+    assert wrong == []
+
+
+def test_keys_of_another_tenant_may_do_as_much_and_no_more(api, session, tokens):
+    """Of their own: `test_isolation` says that they do it to nothing of others."""
+    by_scope, _ = tokens
+    tenant = tenants.create(session, "other", actor="test").id
+    foreign = {
+        scope: auth.create_key(session, name="x", scopes=[scope], tenant_id=tenant)[1]
+        for scope in Scope
+    }
+    session.commit()
+    wrong = []
+    for (method, path), scope in RULES.items():
+        for held, token in foreign.items():
+            here, there = (
+                call(api.with_token(one), method, path).status_code
+                for one in (by_scope[held], token)
+            )
+            allowed = scope is EVERYBODY or held in {scope, Scope.ADMIN}
+            if here != there or (there == 403) is allowed:
+                wrong.append((method, path, held, here, there))
     assert wrong == []
 
 

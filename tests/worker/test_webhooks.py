@@ -7,15 +7,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from standardwebhooks.webhooks import Webhook as Standard
 
 from app.evidence.auditing import verify_log
+from app.evidence.models import AuditEntry
 from app.registry import service as registry
+from app.registry.models import Model
+from app.tenants import service as tenants
 from app.unlearning.models import UnlearningJob
 from app.webhooks import service
 from app.webhooks.addresses import Guard
-from app.webhooks.models import WebhookDelivery
+from app.webhooks.models import Webhook, WebhookDelivery
 from app.webhooks.schemas import WebhookIn
 from worker.runner import run_next
 from worker.sweeper import Sweeper, sweep
@@ -144,3 +147,32 @@ def test_a_request_that_breaks_every_worker_is_told_of_as_failed_and_not_of_each
     assert outbox(shop) == of_request(
         model, request, "queued", "running", "running", "running", "failed"
     )
+
+
+def test_a_job_of_a_tenant_tells_and_logs_to_that_tenant_alone(told, make_problem):
+    shop, _ = told  # its webhook is the default tenant's
+    problem = make_problem()
+    with shop.services.sessions.begin() as session:
+        other = tenants.create(session, "other", actor="test").id
+    model = shop.register(problem)
+    with shop.services.sessions.begin() as session:
+        session.get_one(Model, model).tenant_id = other
+        webhook = Webhook(url="https://other.example.org/", consecutive_failures=0, tenant_id=other)
+        session.add(webhook)
+    request = shop.request(model, problem, [1, 2])
+    with shop.services.sessions() as session:
+        began = session.scalars(select(func.max(AuditEntry.index))).one()
+    run_next(shop.services)
+    assert shop.find(request).state == "completed"
+    assert shop.find(request).tenant_id == other
+    with shop.services.sessions() as session:
+        told_to = set(session.scalars(select(WebhookDelivery.webhook_id)))
+        assert told_to == {webhook.id}
+        written = session.scalars(select(AuditEntry).where(AuditEntry.index >= began)).all()
+        of_the_job = [entry for entry in written if b'"model_id"' in entry.body]
+        assert {entry.tenant_id for entry in of_the_job} == {other}
+        assert len(of_the_job) > 3
+        rest = [json.loads(entry.body)["event"] for entry in written if entry not in of_the_job]
+        assert all(event.startswith("signing-key.") for event in rest), rest
+        assert verify_log(session).ok
+    assert outbox(shop) == of_request(model, request, "queued", "running", "completed")

@@ -23,6 +23,8 @@ from sqlalchemy import select, update
 from app.evidence.models import AuditEntry
 from app.services import Services
 from app.settings import Settings
+from app.tenants.models import DEFAULT_TENANT_ID
+from app.tenants.scope import narrow
 from app.webhooks import outbox, repository, service
 from app.webhooks.addresses import Guard
 from app.webhooks.delivery import Deliveries, Sender
@@ -267,6 +269,7 @@ class Office:
         """Let something happen, each time in a transaction of its own."""
         for _ in range(count):
             with self.services.sessions.begin() as session:
+                narrow(session, DEFAULT_TENANT_ID)
                 outbox.enqueue(session, event, {"request_id": str(uuid.uuid4())})
 
     def worker(self, **changes: Any) -> Deliveries:

@@ -23,6 +23,8 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from structlog.testing import capture_logs
 
 from app.errors import TooManyWebhooksError
+from app.tenants.models import DEFAULT_TENANT_ID
+from app.tenants.scope import narrow
 from app.webhooks import delivery, service
 from app.webhooks.delivery import TURN_SECONDS, Deliveries, Sender
 from app.webhooks.models import Webhook, WebhookDelivery, WebhookEvent
@@ -145,6 +147,7 @@ def test_what_was_rolled_back_is_not_told(office, receiver):
 
     def change_mind():
         with office.services.sessions.begin() as session:
+            narrow(session, DEFAULT_TENANT_ID)
             service.outbox.enqueue(session, WebhookEvent.REQUEST_RECEIVED, {})
             raise ChangedMindError
 
@@ -517,6 +520,7 @@ def test_what_happens_waits_for_nobody_who_changes_or_deletes_a_webhook(office, 
             act(other, webhook.id)
             with sessions.begin() as session:
                 session.execute(text("SET LOCAL lock_timeout = '200ms'"))
+                narrow(session, DEFAULT_TENANT_ID)
                 service.outbox.enqueue(session, WebhookEvent.REQUEST_RECEIVED, {})
             other.commit()
     # What was told while the webhook was being deleted hurts nobody, and is not sent.

@@ -12,6 +12,8 @@ from standardwebhooks.webhooks import Webhook as Standard
 from app.auth import Scope
 from app.evidence.models import AuditEntry
 from app.http.idempotency import IdempotentAnswer
+from app.tenants.models import DEFAULT_TENANT_ID
+from app.tenants.scope import narrow
 from app.webhooks import outbox, repository, service
 from app.webhooks.models import Webhook, WebhookDelivery, WebhookEvent
 
@@ -44,6 +46,7 @@ def entries(session):
 
 def enqueue(session, event=WebhookEvent.REQUEST_COMPLETED, count=1):
     for _ in range(count):
+        narrow(session, DEFAULT_TENANT_ID)
         outbox.enqueue(session, event, {"request_id": str(uuid.uuid4()), "state": "completed"})
     session.commit()
 
@@ -446,7 +449,13 @@ def test_the_standards_library_takes_the_secret_as_it_is_shown(added):
     assert Standard(added["secret"])._whsecret == base64.b64decode(added["secret"][6:])
 
 
+def test_a_message_about_nobody_is_a_mistake_of_ours(session):
+    with pytest.raises(ValueError, match="nothing that is anybody's"):
+        outbox.enqueue(session, WebhookEvent.REQUEST_FAILED, {"request_id": str(uuid.uuid4())})
+
+
 @pytest.mark.usefixtures("added")
 def test_a_message_that_is_no_thin_one_is_a_mistake_of_ours(session):
+    narrow(session, DEFAULT_TENANT_ID)
     with pytest.raises(ValueError, match="ids alone"):
         outbox.enqueue(session, WebhookEvent.REQUEST_FAILED, {"detail": "x" * 20_000})

@@ -1,0 +1,1 @@
+"""Tenants: who shares a service without knowing of each other."""
