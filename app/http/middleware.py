@@ -6,6 +6,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLargeError
@@ -50,6 +51,9 @@ class RequestContext:
         ):
             try:
                 await self.app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                # Nobody is left to answer, and nothing is wrong with the service.
+                logger.info("request.client_left")
             except Exception:
                 logger.exception("request.failed")
                 if status:

@@ -1,9 +1,11 @@
+import asyncio
 import io
 import json
 import logging
 
 import pytest
 import structlog
+from fastapi import Request
 
 from app.logging import configure_logging, never_print_locals
 
@@ -59,6 +61,29 @@ def test_an_error_that_nobody_foresaw_is_a_problem_with_an_id_and_a_traceback(ap
     (failure,) = [line for line in log_lines() if line["event"] == "request.failed"]
     assert failure["request_id"] == answer.headers["X-Request-ID"]
     assert "ZeroDivisionError: secret detail" in failure["exception"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_ours(api, log_lines):
+    @api.app.post("/slow")
+    async def slow(request: Request):
+        return await request.body()
+
+    arriving = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive():
+        return arriving.pop() if arriving else {"type": "http.disconnect"}
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/slow", "query_string": b"", "headers": []}
+    asyncio.run(api.app(scope, receive, send))
+    assert sent == []
+    events = [(line["event"], line["level"]) for line in log_lines()]
+    assert ("request.client_left", "info") in events
+    assert "request.failed" not in [event for event, _ in events]
 
 
 def test_the_log_holds_no_key_and_no_sample(api, trained, model_id, log_lines):
