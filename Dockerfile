@@ -13,7 +13,7 @@ COPY demo demo
 COPY migrations migrations
 COPY training training
 COPY worker worker
-RUN python -m venv /opt/lethe && /opt/lethe/bin/pip install -c constraints.txt .
+RUN python -m venv /opt/lethe && /opt/lethe/bin/pip install -c constraints.txt '.[otel]'
 
 FROM build AS build-worker
 # Where PyTorch's CPU builds have an index of their own, pass it here, e.g. "--index-url URL".

@@ -16,7 +16,7 @@ setup: $(VENV)/.installed ## Virtual environment with every dependency, pinned
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded,otel,bench,dev]'
 	touch $@
 
 demo: setup ## Real requests through the real service, compared with retraining (DATASET=digits|fashion-mnist)

@@ -21,6 +21,7 @@ from app.http.middleware import BodyLimit, RequestContext
 from app.http.rate_limiting import RateLimiting
 from app.http.rate_limits import RateLimiter
 from app.http.security_headers import SecurityHeaders
+from app.http.traces import TraceRequests
 from app.logging import configure_logging
 from app.metrics.exposition import Metrics
 from app.metrics.requests import RequestMetrics
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         MasterKeyError: The master key file is.
         SigningKeyError: The signing key file is.
         UnsafeSettingsError: A setting is not fit for production.
+        TracingUnavailableError: Traces are asked for without the extra `otel`.
     """
     if settings is None:
         forbid_core_dumps()
@@ -79,12 +81,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings = get_settings()
     require_safe(settings)
     app = assemble()
-    app.state.services = Services.from_settings(settings)
+    app.state.services = Services.from_settings(settings, traced_as="lethe-api")
     app.state.events = EventFeed(app.state.services.sessions)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     limiter = app.state.limiter = RateLimiter(settings.redis_url)
     app.add_middleware(RateLimiting, limiter=limiter, settings=settings)
     app.add_middleware(RequestContext)  # around all that answers: 413 and 500 get an id, too
+    if app.state.services.tracing.is_on:
+        app.add_middleware(TraceRequests, tracing=app.state.services.tracing)
     app.state.metrics = Metrics(settings)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     app.add_middleware(SecurityHeaders, hsts_seconds=settings.hsts_seconds)  # the outermost
@@ -101,6 +105,8 @@ def assemble() -> FastAPI:
         lifespan=_lifespan,
         redirect_slashes=False,  # it would redirect to whatever host the request's header names
         redoc_url=None,
+        # It sends queries and the text of errors; what we send is in app/http/traces.py.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     problems.install(app)
     for router in (

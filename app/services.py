@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from sqlalchemy import Engine
@@ -18,6 +18,7 @@ from app.evidence.transparency.anchors import AnchoredNotary
 from app.evidence.transparency.checkpoints import Notary
 from app.jobs import JobQueue
 from app.settings import Settings
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,16 @@ class Services:
     notary: Notary
     queue: JobQueue
     process: str  # names this process in leases and logs
+    tracing: Tracing = field(default_factory=Tracing)  # off, but in API and workers
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Load keys and prepare connections; nothing is connected before it is used."""
+    def from_settings(cls, settings: Settings, *, traced_as: str | None = None) -> Self:
+        """Load keys and prepare connections; nothing is connected before it is used.
+
+        Args:
+            settings: The operator's.
+            traced_as: What this process is called in traces, if any of it is to be traced.
+        """
         keys = MasterKey.load(settings.master_key_file)
         engine = make_engine(settings.database_url)
         sessions = make_sessions(engine)
@@ -57,9 +64,11 @@ class Services:
             ),
             queue=JobQueue(settings.redis_url),
             process=f"{socket.gethostname()}:{os.getpid()}",
+            tracing=Tracing() if traced_as is None else Tracing.start(settings, traced_as),
         )
 
     def close(self) -> None:
         """Give connections back."""
+        self.tracing.close()
         self.queue.close()
         self.engine.dispose()

@@ -226,6 +226,15 @@ class Settings(KeySettings):
         description="What GET /metrics asks for as a bearer token; without one it answers nobody",
     )
 
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None,
+        repr=False,
+        description="OTLP/HTTP collector that traces are sent to: http://collector:4318; without"
+        " one nothing is traced. What else OpenTelemetry reads, such as OTEL_EXPORTER_OTLP_HEADERS,"
+        " it reads from the environment",
+    )
+    traces_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces that is sent")
+
     deadline_time_zone: str = Field(
         "UTC", description="Time zone, by its IANA name, whose days the deadlines of requests end"
     )
@@ -254,6 +263,16 @@ class Settings(KeySettings):
         if not isinstance(value, str):
             return value
         return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _require_http(cls, url: str | None) -> str | None:
+        address = urlsplit(url or "")
+        if url is None or (address.scheme in {"http", "https"} and address.hostname):
+            return url
+        raise ValueError(
+            "expected the base of an http:// or https:// collector, without /v1/traces"
+        )
 
     @field_validator("anchor_webhook_url", "timestamp_url")
     @classmethod

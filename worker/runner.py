@@ -10,6 +10,7 @@ from functools import partial
 
 import structlog
 import torch
+from opentelemetry.trace import Span
 from sqlalchemy.exc import OperationalError
 
 from app.artifacts.retention import Deadlines
@@ -21,6 +22,7 @@ from app.registry import membership
 from app.registry import service as registry
 from app.registry.models import Revision
 from app.services import Services
+from app.tracing import mark_failed
 from app.unlearning import service as unlearning
 from app.unlearning.models import UnlearningJob
 from core.linearised.sketch import SketchStatistics
@@ -28,7 +30,7 @@ from core.results import Refused, Unlearned
 from core.serialization import dump_statistics, dump_weights
 from core.statistics import LogisticStatistics
 from core.vocabulary import Anchor, RefusalCause, Standing
-from worker import loading, log_context, records
+from worker import loading, log_context, records, tracing
 from worker.leases import Heartbeat, insist
 from worker.loading import Work
 
@@ -40,31 +42,40 @@ def run_next(services: Services) -> bool:
     job = _claim(services)
     if job is None:
         return False
-    with insist(services, partial(log_context.of_job, services, job)):
-        return _run(services, job)
+    with (
+        insist(services, partial(log_context.of_job, services, job)),
+        tracing.of_job(services, job) as span,
+    ):
+        return _run(services, job, span)
 
 
-def _run(services: Services, job: UnlearningJob) -> bool:
+def _run(services: Services, job: UnlearningJob, span: Span) -> bool:
     log = logger.bind(job_id=str(job.id), model_id=str(job.model_id))
     try:
         with Heartbeat(services, job.id) as heartbeat:
             started = time.monotonic()
-            work = insist(services, partial(_load, services, job))
-            result = _compute(work, heartbeat) if isinstance(work, Work) else work
+            with tracing.stage(services, "load"):
+                work = insist(services, partial(_load, services, job))
+            result = _compute(services, work, heartbeat) if isinstance(work, Work) else work
             seconds = time.monotonic() - started
-        if isinstance(work, Work) and isinstance(result, Unlearned):
-            insist(services, partial(_complete, services, work, result, seconds))
-        elif isinstance(result, Refused):
-            insist(services, partial(_refuse, services, job, result))
-    except LeaseLostError:
+        with tracing.stage(services, "commit"):
+            if isinstance(work, Work) and isinstance(result, Unlearned):
+                insist(services, partial(_complete, services, work, result, seconds))
+            elif isinstance(result, Refused):
+                insist(services, partial(_refuse, services, job, result))
+    except LeaseLostError as error:
+        mark_failed(span, error)
         log.warning("job.lease_lost", exc_info=True)
     except Exception as error:
         # Whatever it was: one request's misfortune must not end the worker.
+        mark_failed(span, error)
         log.exception("job.attempt_failed")
         # Not again at once: whatever it was may pass until the sweeper rings.
         return insist(services, partial(_give_up, services, job, error))
     else:
-        log.info("job.finished", outcome=type(result).__name__.lower(), seconds=seconds)
+        outcome = type(result).__name__.lower()
+        span.set_attribute("lethe.outcome", outcome)
+        log.info("job.finished", outcome=outcome, seconds=seconds)
         _cover(services)
     return True
 
@@ -90,8 +101,9 @@ def _load(services: Services, job: UnlearningJob) -> Work | Refused:
     return loading.prepare(services, job) or loading.load(services, job)
 
 
-def _compute(work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
-    return work.computation.run(heartbeat.report)
+def _compute(services: Services, work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
+    with tracing.Stages(services.tracing, heartbeat.report) as stages:
+        return work.computation.run(stages.report)
 
 
 def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: float) -> None:

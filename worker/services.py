@@ -9,4 +9,4 @@ from app.settings import get_settings
 @lru_cache
 def get_services() -> Services:
     """Return this process's services, made at first use."""
-    return Services.from_settings(get_settings())
+    return Services.from_settings(get_settings(), traced_as="lethe-worker")

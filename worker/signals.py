@@ -12,6 +12,7 @@ from celery import signals
 
 from app.logging import configure_logging
 from app.process import forbid_core_dumps
+from worker.services import get_services
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]  # Celery is untyped
@@ -37,3 +38,10 @@ def _configure_logging_of_child(**_: Any) -> None:
 def _forbid_core_dumps(**_: Any) -> None:
     """Keep what the main process and the pool's children compute on out of crash dumps."""
     forbid_core_dumps()
+
+
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]  # Celery is untyped
+def _send_last_spans(**_: Any) -> None:
+    """Send what was traced last: the pool's children end without Python's exit hooks."""
+    if get_services.cache_info().currsize:
+        get_services().tracing.close()

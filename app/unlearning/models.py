@@ -5,7 +5,15 @@ import enum
 import uuid
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Id
@@ -90,6 +98,8 @@ class UnlearningRequest(Owned, Base):
     # X-Request-ID of the HTTP request that made it: the worker's log lines name it. Of no record,
     # and of no entry of the audit log, since clients choose it.
     http_request_id: Mapped[str | None]
+    # The W3C `traceparent` of its span, where traces are sent: the worker's continue it.
+    trace_parent: Mapped[str | None] = mapped_column(String(55))
     attempts: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]  # {"stage": str, "fraction": 0..1}
     result: Mapped[dict[str, Any] | None]  # figures of a completed request

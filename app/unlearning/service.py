@@ -39,6 +39,7 @@ from app.registry.models import Model, ModelState, Revision
 from app.registry.samples import Samples
 from app.registry.schemas import Manifest
 from app.settings import Settings
+from app.tracing import current_trace_parent
 from app.unlearning import deadline_periods, repository
 from app.unlearning import digests as keyed_digests
 from app.unlearning.deadline_models import CheckOutcome
@@ -157,6 +158,7 @@ def admit(
         due_at=due_at,
         extension_months=0,
         http_request_id=current_request_id(),
+        trace_parent=current_trace_parent(),
         attempts=0,
     )
     request.wrapped_commitment_key = keys.wrap(key, f"lethe/sample-commitment/{request.id}")
