@@ -161,12 +161,12 @@ def test_a_collector_that_takes_nothing_breaks_no_request(make_api, trained, awa
         assert api.register(trained.parts()).status_code == 201
 
 
-def test_log_lines_of_a_traced_request_name_its_trace(traced, collector, capsys):
+def test_log_lines_of_a_traced_request_name_its_trace(traced, collector, log_lines):
     traced.get("/v1/models")
     sent(traced)
     (span,) = collector.spans
-    told = capsys.readouterr()
-    assert span["trace"] in told.out + told.err
+    (line,) = [line for line in log_lines() if line["event"] == "request"]
+    assert line["trace_id"] == span["trace"]
 
 
 def test_a_request_without_tracing_stores_no_trace(api, trained, model_id, session):
