@@ -39,6 +39,11 @@ def read_object(content: bytes) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=_object_of, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply to be one of this service's files") from None
+    except ValueError as error:
+        # Python's own words are for its programmers: they name a function that raises the limit.
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("a number has thousands of digits") from None
+        raise
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, found {_KINDS[type(found)]}")  # noqa: TRY004 - input
     return found

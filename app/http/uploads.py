@@ -37,6 +37,16 @@ class _InMemoryParser(MultiPartParser):
     """
 
     spool_max_size = 0  # SpooledTemporaryFile's word for "never roll over"
+    is_complete = False
+
+    def on_end(self) -> None:
+        """Note the last boundary: without it an optional part may be missing unnoticed."""
+        self.is_complete = True
+
+    def close(self) -> None:
+        """Forget what was read of a form that is not used."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
     def on_part_end(self) -> None:
         """Keep a part without a file name as bytes, too; Starlette would guess its charset."""
@@ -137,6 +147,13 @@ async def _read_parts(request: Request) -> dict[str, bytes]:
             field="body",
             remedy="Let an HTTP library build the form.",
         ) from error
+    if not parser.is_complete:
+        parser.close()
+        raise InvalidInputError(
+            "body: not a valid multipart form: it ends before its last boundary",
+            field="body",
+            remedy="Send the form again, whole; let an HTTP library build it.",
+        )
     try:
         parts: dict[str, bytes] = {}
         for name, value in form.multi_items():

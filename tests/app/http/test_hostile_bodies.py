@@ -80,6 +80,34 @@ def test_a_key_that_stands_twice_is_found_in_one_look_at_each():
         read_object(f'{{{keys},"z":0,"z":0}}'.encode())
 
 
+def test_a_number_of_thousands_of_digits_is_refused_in_words_for_clients(api, trained, model_id):
+    content = json.dumps(trained.request(model_id))[:-1].encode() + b', "seed": %s}' % (b"9" * 5000)
+    answer = api.post(URL, content=content, headers=AS_JSON)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == (
+        "body: not a valid JSON object: a number has thousands of digits"
+    )
+
+
+def test_a_form_that_was_cut_off_is_refused_even_if_only_an_optional_part_is_missing(
+    api, trained, written
+):
+    """Taken for whole, a model would be registered without the statistics that its owner sent."""
+    parts = ("manifest", "weights", "statistics")
+    contents = trained.parts(statistics=trained.statistics_file())
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n'
+    form = b"".join(part % (name.encode(), contents[name]) for name in parts)
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    before = written()
+    cut_in_statistics = form[: form.rindex(contents["statistics"]) + 40]
+    for content in (cut_in_statistics, form, form + b"--b", form[: form.rindex(b"--b\r\n")]):
+        answer = api.post("/v1/models", content=content, headers=kind)
+        assert answer.status_code == 422, content[-80:]
+        assert "before its last boundary" in answer.json()["detail"]
+    assert written() == before
+    assert api.post("/v1/models", content=form + b"--b--\r\n", headers=kind).status_code == 201
+
+
 def test_of_many_wrong_values_only_the_first_is_told(api, trained, model_id):
     for samples in (
         {"x": [["a"] * 4] * 50_000, "y": [0]},
