@@ -1,5 +1,6 @@
 """Writing the log: entries in commit order, each with the nodes of the tree that it completes."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,9 @@ def append_many(session: Session, entries: Sequence[NewEntry]) -> list[AuditEntr
     Raises:
         ValueError: One of them is not JSON; none was added.
     """
-    return _append(session, lock_open_log(session), entries)
+    # Whose they are may have to be looked up: before the lock, for which all writers wait.
+    owners = [tenant_of(session, entry.subject) for entry in entries]
+    return _append(session, lock_open_log(session), entries, owners)
 
 
 def close_log(session: Session, payload: Mapping[str, Any]) -> AuditLog:
@@ -61,7 +64,7 @@ def close_log(session: Session, payload: Mapping[str, Any]) -> AuditLog:
     Call `open_log` in the same transaction: a service without an open log stands still.
     """
     log = lock_open_log(session)
-    _append(session, log, [NewEntry("log.closed", {"origin": log.origin}, payload)])
+    _append(session, log, [NewEntry("log.closed", {"origin": log.origin}, payload)], [None])
     log.closed_at = repository.database_time(session)
     session.flush()
     return log
@@ -72,7 +75,7 @@ def open_log(session: Session, origin: str, payload: Mapping[str, Any]) -> Audit
     log = AuditLog(id=repository.next_log_id(session), origin=origin, size=0, frontier=b"")
     session.add(log)
     session.flush()
-    _append(session, log, [NewEntry("log.opened", {"origin": origin}, payload)])
+    _append(session, log, [NewEntry("log.opened", {"origin": origin}, payload)], [None])
     return log
 
 
@@ -93,11 +96,16 @@ def lock_open_log(session: Session) -> AuditLog:
     )
 
 
-def _append(session: Session, log: AuditLog, entries: Sequence[NewEntry]) -> list[AuditEntry]:
+def _append(
+    session: Session,
+    log: AuditLog,
+    entries: Sequence[NewEntry],
+    owners: Sequence[uuid.UUID | None],
+) -> list[AuditEntry]:
     time = repository.database_time(session)
     frontier = Frontier.from_bytes(log.size, log.frontier)
     written = []
-    for entry in entries:
+    for entry, owner in zip(entries, owners, strict=True):
         body = canonical_json(
             {
                 "index": frontier.size,
@@ -115,7 +123,7 @@ def _append(session: Session, log: AuditLog, entries: Sequence[NewEntry]) -> lis
                 "index": index,
                 "body": body,
                 "subtrees": b"".join(completed),
-                "tenant_id": tenant_of(session, entry.subject),
+                "tenant_id": owner,
                 "created_at": time,
             }
         )

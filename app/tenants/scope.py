@@ -52,7 +52,7 @@ def tenant_of_session(session: Session) -> uuid.UUID | None:
 def tenant_of(session: Session, subject: Mapping[str, Any]) -> uuid.UUID | None:
     """Return whose a log entry or a message is, by the ids in it; None if it is the service's own.
 
-    Whoever writes of a row has just loaded or made it, so that this asks the database nothing.
+    A narrowed session knows. In another, a row that it has not got at hand is asked for.
     """
     if (narrowed := tenant_of_session(session)) is not None:
         return narrowed
