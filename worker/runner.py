@@ -102,8 +102,8 @@ def _load(services: Services, job: UnlearningJob) -> Work | Refused:
 
 
 def _compute(services: Services, work: Work, heartbeat: Heartbeat) -> Unlearned | Refused:
-    with tracing.Stages(services.tracing, heartbeat.report) as stages:
-        return work.computation.run(stages.report)
+    with tracing.stages(services, heartbeat.report) as report:
+        return work.computation.run(report)
 
 
 def _complete(services: Services, work: Work, unlearned: Unlearned, seconds: float) -> None:

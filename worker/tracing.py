@@ -1,16 +1,14 @@
 """The spans of a job: one that belongs to the traces of its requests, and one below it a stage."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 from sqlalchemy import select
 
 from app.services import Services
-from app.tracing import Tracing, context_of, links_to, logged_trace
+from app.tracing import context_of, links_to, logged_trace
 from app.unlearning.models import UnlearningJob, UnlearningRequest
 from worker.problems import Progress
 
@@ -67,40 +65,24 @@ def stage(services: Services, name: str) -> AbstractContextManager[Span]:
     return services.tracing.span(f"{_NAME}.{name}")
 
 
-class Stages:
-    """Records the stages that a computation reports, each until the next begins.
+@contextmanager
+def stages(services: Services, report: Progress) -> Iterator[Progress]:
+    """Yield a progress callback that records the stages it is told of, each until the next begins.
 
-    Example:
-        with Stages(services.tracing, heartbeat.report) as stages:
-            compute(progress=stages.report)
+    Args:
+        services: The worker's.
+        report: Where progress goes on to.
     """
+    reported: str | None = None
+    with ExitStack() as running:
 
-    def __init__(self, tracing: Tracing, report: Progress) -> None:
-        self._tracing = tracing
-        self._report = report
-        self._stage: str | None = None
-        self._span: Span | None = None
+        def note(stage: str, fraction: float) -> None:
+            nonlocal reported
+            if stage != reported:
+                running.close()
+                reported = stage
+                span = services.tracing.tracer.start_span(f"{_NAME}.{stage}")
+                running.callback(span.end)
+            report(stage, fraction)
 
-    def report(self, stage: str, fraction: float) -> None:
-        """Take the progress of the computation, and hand it on."""
-        if stage != self._stage:
-            self._end()
-            self._stage = stage
-            self._span = self._tracing.tracer.start_span(f"{_NAME}.{stage}")
-        self._report(stage, fraction)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._span is not None:
-            self._span.end()
-            self._span = None
+        yield note
