@@ -29,6 +29,7 @@ from app.embedded.launcher import EPHEMERAL, PostgresServer, ValkeyServer
 from app.evidence.keys.keysources import derived_passphrase
 from app.evidence.keys.signing import CheckpointSigner, Signer
 from app.settings import Settings
+from tests.reference.collector import Collector, collecting
 
 POSTGRES = "TEST_DATABASE_URL"
 REDIS = "TEST_REDIS_URL"
@@ -94,6 +95,13 @@ def drop_database(name: str) -> None:
 def redis_url() -> str:
     """Address of the run's Valkey, as redis-py takes it."""
     return os.environ[REDIS]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of OpenTelemetry traces."""
+    with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="session")

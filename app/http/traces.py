@@ -4,19 +4,18 @@ FastAPI's own telemetry is switched off (`app.main`): it sends raw paths and que
 requests' ids and subjects' references, and the text of errors.
 """
 
-from http import HTTPMethod, HTTPStatus
+from http import HTTPStatus
 
 from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.observed import method_of, route_of
 from app.tracing import Tracing, context_of, logged_trace, mark_failed
 
 # Asked for every few seconds by machines: they would drown the rest.
 UNTRACED = frozenset(("/livez", "/readyz", "/metrics"))
 OTHER = "_OTHER"  # as OpenTelemetry names methods that clients invent
-
-_METHODS = frozenset(method.value for method in HTTPMethod)
 
 
 class TraceRequests:
@@ -31,8 +30,8 @@ class TraceRequests:
         if scope["type"] != "http" or scope["path"] in UNTRACED:
             await self.app(scope, receive, send)
             return
-        method = scope["method"] if scope["method"] in _METHODS else OTHER
-        status = 0
+        method = method_of(scope, other=OTHER)
+        status: int | None = None
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
@@ -52,10 +51,12 @@ class TraceRequests:
             try:
                 await self.app(scope, receive, send_noting_status)
             finally:
-                # The router leaves there what it has found; a raw path would name a request.
-                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                # By the template: a raw path would name a request.
+                if (route := route_of(scope)) is not None:
                     span.update_name(f"{method} {route}")
                     span.set_attribute("http.route", route)
-                span.set_attribute("http.response.status_code", status)
-                if status == 0 or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                    mark_failed(span)
+                # None: the client left before there was an answer, which is no failure of ours.
+                if status is not None:
+                    span.set_attribute("http.response.status_code", status)
+                    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                        mark_failed(span)

@@ -1,16 +1,14 @@
 """Counts and times every HTTP request by its route's template."""
 
 import time
-from http import HTTPMethod
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.observed import method_of, route_of
 from app.metrics.exposition import Metrics
 
 OTHER = "other"  # what is not ours: unknown paths, static files, methods that clients invent
 NO_ANSWER = "none"
-
-_METHODS = frozenset(method.value for method in HTTPMethod)
 
 
 class RequestMetrics:
@@ -37,8 +35,8 @@ class RequestMetrics:
         try:
             await self.app(scope, receive, send_noting_status)
         finally:
-            # The router leaves there what it has found; a raw path would be a label of its own.
-            route = getattr(scope.get("route"), "path", OTHER)
-            method = scope["method"] if scope["method"] in _METHODS else OTHER
+            # By the template: each raw path would be a label of its own.
+            route = route_of(scope) or OTHER
+            method = method_of(scope, other=OTHER)
             self.metrics.requests.labels(route, method, status).inc()
             self.metrics.durations.labels(route, method).observe(time.perf_counter() - started)

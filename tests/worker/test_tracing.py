@@ -19,12 +19,6 @@ STAGES = ["load", "estimate", "step", "bound", "evaluate", "commit"]
 
 
 @pytest.fixture
-def collector():
-    with collecting() as collector:
-        yield collector
-
-
-@pytest.fixture
 def traced(services, collector):
     """The same worker, with its spans sent to the collector."""
     settings = services.settings.model_copy(update={"otel_exporter_otlp_endpoint": collector.url})

@@ -1,8 +1,9 @@
-import asyncio
 import json
 import logging
 
 from fastapi import Request
+
+from tests.reference.leaving import leave
 
 
 def test_every_answer_carries_a_request_id_and_its_log_line_too(api, log_lines):
@@ -45,19 +46,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_ours(ap
     async def slow(request: Request):
         return await request.body()
 
-    arriving = [{"type": "http.request", "body": b"half", "more_body": True}]
-
-    async def receive():
-        return arriving.pop() if arriving else {"type": "http.disconnect"}
-
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/slow", "query_string": b"", "headers": []}
-    asyncio.run(api.app(scope, receive, send))
-    assert sent == []
+    assert leave(api.app, "/slow") == []
     events = [(line["event"], line["level"]) for line in log_lines()]
     assert ("request.client_left", "info") in events
     assert "request.failed" not in [event for event, _ in events]

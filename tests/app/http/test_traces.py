@@ -13,14 +13,9 @@ from app.main import assemble
 from app.tracing import Tracing, TracingUnavailableError
 from app.unlearning.models import UnlearningRequest
 from tests.reference.collector import collecting
+from tests.reference.leaving import leave
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-@pytest.fixture
-def collector():
-    with collecting() as collector:
-        yield collector
 
 
 @pytest.fixture
@@ -133,6 +128,15 @@ def test_an_error_is_told_by_its_status_and_not_by_its_text(make_api, collector)
     assert b"Jane" not in b"".join(collector.bodies)
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure(traced, collector):
+    leave(traced.app, "/v1/certificates/verify", traced.token)
+    sent(traced)
+    (span,) = collector.spans
+    assert not span["failed"]
+    assert span["name"] == "POST /v1/certificates/verify"
+    assert "http.response.status_code" not in span["attributes"]
+
+
 def test_clients_cannot_choose_how_much_is_sent(make_api, collector):
     api = make_api(otel_exporter_otlp_endpoint=collector.url, traces_sample_ratio=0.0)
     for _ in range(20):
@@ -147,18 +151,20 @@ def test_clients_cannot_choose_how_much_is_sent(make_api, collector):
     assert 10 < len(collector.spans) < 50
 
 
-@pytest.mark.parametrize("away", ["refuses", "is not there"])
-def test_a_collector_that_takes_nothing_breaks_no_request(make_api, trained, away):
-    with collecting(status=400) as collector:
-        url = collector.url
-        if away == "refuses":
-            api = make_api(otel_exporter_otlp_endpoint=url)
-            assert api.register(trained.parts()).status_code == 201
-            sent(api)
-            assert collector.spans
-    if away == "is not there":
-        api = make_api(otel_exporter_otlp_endpoint=url)
+def test_a_collector_that_refuses_breaks_no_request(make_api, trained):
+    with collecting(status=400) as refusing:
+        api = make_api(otel_exporter_otlp_endpoint=refusing.url)
         assert api.register(trained.parts()).status_code == 201
+        sent(api)
+        assert refusing.spans
+        assert api.get("/v1/models").status_code == 200
+
+
+def test_a_collector_that_is_not_there_breaks_no_request(make_api, trained):
+    with collecting() as gone:
+        url = gone.url
+    api = make_api(otel_exporter_otlp_endpoint=url)
+    assert api.register(trained.parts()).status_code == 201
 
 
 def test_log_lines_of_a_traced_request_name_its_trace(traced, collector, log_lines):
