@@ -290,6 +290,23 @@ def api(make_api: Callable[..., Api]) -> Api:
     return make_api()
 
 
+def one_of_each(api: Api, trained: Trained, **asked: str) -> dict[str, str]:
+    """Make one of everything that a path may name; return the ids by their parameters."""
+    parts = trained.parts(statistics=trained.statistics_file())
+    model = api.register(parts).json()["id"]
+    request = api.post("/v1/unlearning-requests", json=trained.request(model, **asked))
+    webhook = api.post("/v1/webhooks", json={"url": "https://93.184.215.14/a"}).json()["id"]
+    delivery = api.post(f"/v1/webhooks/{webhook}/test")
+    key = api.post("/v1/api-keys", json={"name": "other", "scopes": ["read"]})
+    return {
+        "model_id": model,
+        "request_id": request.json()["id"],
+        "webhook_id": webhook,
+        "delivery_id": delivery.json()["id"],
+        "key_id": key.json()["id"],
+    }
+
+
 @pytest.fixture
 def written(session: Session, settings: Settings) -> Callable[[], Snapshot]:
     """Return a function that counts every table's rows and lists every artifact's file."""

@@ -17,6 +17,7 @@ from app.evidence.models import AuditEntry
 from app.main import assemble
 from app.tenants import service as tenants
 from app.tenants.models import DEFAULT_TENANT_ID
+from tests.app.conftest import one_of_each
 
 REASON = {"explanation": "says a test"}
 # What is sent to a route whose path has ids, so that it gets as far as looking for the row.
@@ -77,33 +78,17 @@ def documented():
 
 
 @pytest.fixture
-def victim(api, trained, session):
+def victim(api, trained):
     """One of everything, all of tenant A, the default one."""
-    model = api.register(trained.parts(statistics=trained.statistics_file())).json()["id"]
-    body = trained.request(model, subject_reference=SUBJECT)
-    request = api.post("/v1/unlearning-requests", json=body).json()["id"]
-    webhook = api.post("/v1/webhooks", json={"url": "https://93.184.215.14/a"}).json()["id"]
-    delivery = api.post(f"/v1/webhooks/{webhook}/test").json()["id"]
-    key, _ = auth.create_key(session, name="a", scopes=[Scope.READ])
-    session.commit()
-    return {
-        "model_id": model,
-        "request_id": request,
-        "webhook_id": webhook,
-        "delivery_id": delivery,
-        "key_id": str(key.id),
-        "number": "0",
-        "subject_reference": SUBJECT,
-    }
+    ids = one_of_each(api, trained, subject_reference=SUBJECT)
+    return ids | {"number": "0", "subject_reference": SUBJECT}
 
 
 @pytest.fixture
 def stranger(api, session):
     """The same service, called by an administrator of tenant B."""
     tenant = tenants.create(session, "b", actor="test")
-    _, token = auth.create_key(session, name="b", scopes=[Scope.ADMIN], tenant_id=tenant.id)
-    session.commit()
-    return api.with_token(token)
+    return api.with_token(token_of(session, tenant.id))
 
 
 def unknown():
@@ -254,9 +239,7 @@ def test_names_of_models_are_each_tenants_own(api, stranger, trained):
 
 def test_each_tenant_may_have_as_many_webhooks_as_the_setting_says(make_api, session):
     api = make_api(webhook_max_endpoints=1)
-    tenant = tenants.create(session, "b", actor="test")
-    _, token = auth.create_key(session, name="b", scopes=[Scope.ADMIN], tenant_id=tenant.id)
-    session.commit()
+    token = token_of(session, tenants.create(session, "b", actor="test").id)
     for caller in (api, api.with_token(token)):
         url = {"url": "https://93.184.215.14/"}
         assert caller.post("/v1/webhooks", json=url).status_code == 201

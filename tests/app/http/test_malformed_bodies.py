@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from app import tables
 from app.evidence.auditing.audit import verify_log
+from tests.app.conftest import one_of_each
 from tests.reference.malformed import malformed, objection_to, valid_bodies
 
 SEED = int(os.environ.get("LETHE_FUZZ_SEED", "1"))
@@ -21,19 +22,9 @@ LOOK_EVERY = 250
 @pytest.fixture
 def known(live_api, trained):
     """One of everything that a path may name, so that bodies are looked at and not only ids."""
-    made = live_api.register(trained.parts(statistics=trained.statistics_file()))
-    model_id = made.json()["id"]
-    request = live_api.post("/v1/unlearning-requests", json=trained.request(model_id))
-    webhook = live_api.post("/v1/webhooks", json={"url": "https://93.184.215.14/a"})
-    delivery = live_api.post(f"/v1/webhooks/{webhook.json()['id']}/test")
-    key = live_api.post("/v1/api-keys", json={"name": "other", "scopes": ["read"]})
-    return {
-        "model_id": model_id,
-        "request_id": request.json()["id"],
-        "webhook_id": webhook.json()["id"],
-        "delivery_id": delivery.json()["id"],
-        "key_id": key.json()["id"],
-        "samples": trained.request(model_id)["samples"],
+    ids = one_of_each(live_api, trained)
+    return ids | {
+        "samples": trained.request(ids["model_id"])["samples"],
         "weights_sha256": ["0" * 64],
         "secret": f"whsec_{base64.b64encode(bytes(range(32))).decode()}",
         "url": "https://93.184.215.14/a",  # an address, which nobody has to look up
