@@ -57,11 +57,19 @@ def tenant_of(session: Session, subject: Mapping[str, Any]) -> uuid.UUID | None:
     if (narrowed := tenant_of_session(session)) is not None:
         return narrowed
     for name, owner in OWNERS.items():
-        if name in subject:
-            row = session.get(owner, uuid.UUID(str(subject[name])))
+        if (found := _id_in(subject, name)) is not None:
+            row = session.get(owner, found)
             if row is not None:
                 return row.tenant_id
     return None
+
+
+def _id_in(subject: Mapping[str, Any], name: str) -> uuid.UUID | None:
+    """Return an id; None if there is none. The log takes any text, and what is no id is no row."""
+    try:
+        return uuid.UUID(str(subject[name]))
+    except (KeyError, ValueError):
+        return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -164,6 +164,7 @@ def test_whose_an_entry_is_follows_from_the_ids_in_it(session, model, other):
     assert tenant_of(session, {"request_id": str(request.id)}) == DEFAULT_TENANT_ID
     assert tenant_of(session, {"api_key_id": str(key.id)}) == other
     assert tenant_of(session, {"model_id": str(uuid.uuid4())}) is None
+    assert tenant_of(session, {"model_id": "no id"}) is None
     assert tenant_of(session, {}) is None
     own = evidence.append(session, "x", subject={"api_key_id": str(key.id)}, payload={})
     services_own = evidence.append(session, "x", subject={}, payload={})
